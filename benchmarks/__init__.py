@@ -1,0 +1,1 @@
+"""What fxray costs, as ratios measured side by side in one run."""

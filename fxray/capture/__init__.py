@@ -1,0 +1,1 @@
+"""From a draft to a running model that records: rewrite, then record."""

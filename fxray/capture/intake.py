@@ -1,0 +1,261 @@
+"""From what capture nodes hand over, and what optimizers used, to rows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from fxray.capture.rows import OpenRow, Stream, StreamKey
+from fxray.capture.sites import Due, Site, Sites, array_name
+from fxray.capture.steps import Forward
+from fxray.torch_private import backward_is_running, function_level
+from fxray.tracing.ops import tensor_items
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+
+    from fxray.capture.rewrite import RewrittenModule
+    from fxray.capture.steps import Steps
+    from fxray.capture.tally import Tally
+    from fxray.store import Store
+
+__all__ = ["Intake"]
+
+
+@attrs.frozen(eq=False)
+class _Now:
+    """The forward that runs now, what is due in it, and the rows it fills by lane."""
+
+    forward: Forward
+    due: Due
+    rows: dict[int, OpenRow]
+
+
+class Intake:
+    """Takes tensors while a step runs; the `Receiver` of one module's capture nodes.
+
+    An error of its own goes to `absorb` and never to the training.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a recorder shares with it
+        self,
+        net: RewrittenModule,
+        store: Store,
+        run_id: str,
+        *,
+        steps: Steps,
+        tally: Tally,
+        absorb: Callable[[Exception], None],
+    ) -> None:
+        self._net, self._store, self._run_id = net, store, run_id
+        self._steps, self._tally, self._absorb = steps, tally, absorb
+        # Gradients of tensors on other devices come on threads of autograd's own.
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._closed = False
+        self._sites = Sites(net, net.captures)
+        self._every_site = {site.key: site for site in self._sites.all}
+        self._streams: dict[StreamKey, Stream] = {}
+        self._now: _Now | None = None
+        self._awaited: dict[tuple[str, str], Site] = {}
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every capture there was since the run began."""
+        return tuple(self._every_site.values())
+
+    def streams(self) -> tuple[Stream, ...]:
+        """Return the streams begun so far."""
+        return tuple(self._streams.values())
+
+    @contextlib.contextmanager
+    def _absorbing(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
+            self._closed = True
+            self._absorb(error)
+
+    # ------------------------------------------------------------------ forwards
+
+    def begin(self, *, training: bool) -> bool:
+        """Count a forward that begins; return whether its capture nodes have work to do."""
+        # A forward inside a backward is a recomputation, counted when it ran first. A forked
+        # child (a DataLoader worker) that touched the store would be aborted.
+        self._now = None
+        if self._closed or backward_is_running() or os.getpid() != self._pid:
+            return False
+        with self._absorbing():
+            self._now = self._begin(training=training)
+        if self._now is None:
+            return False
+        if not self._now.due.at:
+            self.finish()
+            return False
+        return True
+
+    def _begin(self, *, training: bool) -> _Now | None:
+        if self._net.captures is not self._sites.captures:
+            self._sites = Sites(self._net, self._net.captures)
+            self._every_site.update((site.key, site) for site in self._sites.all)
+        forward = self._steps.begin(training=training)
+        if not forward.row.call:
+            self._tally.steps[forward.row.phase] += 1
+        self._seal_old(forward)
+        due = self._sites.due(forward.count)
+        if due is None or self._transformed():
+            return None
+        now = _Now(forward, due, self._open_rows(forward, due))
+        trains = forward.row.phase == "train"
+        for site in due.sites:
+            if site.capture.kind != "weight_grad" or trains:
+                self._tally.due(site)
+            if site.capture.kind == "weight":
+                for name, parameter in site.parameters(self._net):
+                    self._put(site, now.rows[site.lane], parameter, parameter=name)
+            elif site.capture.kind == "weight_grad" and trains:
+                self._awaited[site.key] = site
+        return now
+
+    def _seal_old(self, forward: Forward) -> None:
+        """Write the rows whose second next forward begins, whatever they still miss."""
+        for key, stream in self._streams.items():
+            if key.phase == forward.row.phase and key.moment != "optimizer":
+                stream.seal_before(forward.index - 1)
+
+    def _transformed(self) -> bool:
+        inside = function_level() is not None
+        if inside:
+            self._tally.count(
+                "forwards inside torch.func transforms, not captured",
+                "captures inside torch.func transforms (grad, vmap) are not taken; "
+                "the numbers of the transform itself are right",
+            )
+        return inside
+
+    def _open_rows(self, forward: Forward, due: Due) -> dict[int, OpenRow]:
+        rows = {}
+        for index, lane in due.lanes.items():
+            if lane.moment != "optimizer":
+                key = StreamKey(forward.row.phase, lane.moment, lane.schedule)
+                rows[index] = self._stream(key).open(forward)
+        return rows
+
+    def _stream(self, key: StreamKey) -> Stream:
+        if key not in self._streams:
+            self._streams[key] = Stream(key, self._store, self._run_id)
+        return self._streams[key]
+
+    def receive(self, path: str, kinds: tuple[str, ...], value: Any) -> None:
+        """Take what the op at `path` was given or gave."""
+        now = self._now
+        if now is None or self._closed or backward_is_running():
+            return
+        with self._absorbing():
+            for kind in kinds:
+                site = now.due.at.get((path, kind))
+                if site is None:
+                    continue
+                for item, tensor in tensor_items(value):
+                    if kind == "grad":
+                        self._await_gradient(site, now.rows[site.lane], tensor, item)
+                    else:
+                        self._put(site, now.rows[site.lane], tensor, item=item)
+
+    def finish(self) -> None:
+        """Note that the forward begun last has returned: all its outputs have come."""
+        now = self._now
+        if now is None or self._closed or backward_is_running():
+            return
+        with self._absorbing():
+            for row in now.rows.values():
+                row.all_expected = True
+            self._seal_complete()
+
+    def _seal_complete(self) -> None:
+        for stream in self._streams.values():
+            stream.seal_complete()
+
+    def _put(self, site: Site, row: OpenRow, tensor: torch.Tensor, **where: str) -> None:
+        self._tally.reached(site)
+        try:
+            for info, record in site.records(tensor, **where):
+                row.put(info, record)
+        except Exception as error:  # noqa: BLE001 - a user's selection may raise anything
+            self._tally.failed(site, error)
+        else:
+            self._tally.kept(site)
+
+    # ------------------------------------------------------------------ gradients
+
+    def _await_gradient(self, site: Site, row: OpenRow, tensor: torch.Tensor, item: str) -> None:
+        self._tally.reached(site)
+        if not tensor.requires_grad:
+            return
+        name = array_name(*site.key, item)
+        row.expected.add(name)
+
+        def take(gradient: torch.Tensor) -> None:
+            if not self._closed:
+                with self._absorbing():
+                    self._take_gradient(site, row, gradient, name=name, item=item)
+
+        tensor.register_hook(take)
+
+    def _take_gradient(
+        self, site: Site, row: OpenRow, gradient: torch.Tensor, *, name: str, item: str
+    ) -> None:
+        if row.sealed:
+            self._tally.count("gradients that came after their row was written")
+        elif name not in row.expected:
+            self._tally.count(
+                "further gradients through a forward that had its own already",
+                "a second backward went through one forward; the first gradients are kept",
+            )
+        else:
+            row.expected.discard(name)
+            self._put(site, row, gradient, item=item)
+            if row.complete:
+                self._seal_complete()
+
+    # ------------------------------------------------------------------ optimizers
+
+    def stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Take the gradients that an optimizer has just used, as it used them.
+
+        After the step, not before: a fused optimizer under GradScaler unscales inside
+        it, and a closure recomputes them inside it.
+        """
+        if self._closed or not self._awaited or os.getpid() != self._pid or _skipped(optimizer):
+            return
+        with self._absorbing():
+            owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            rows: dict[int, OpenRow] = {}
+            for site in [*self._awaited.values()]:
+                found = [(name, p) for name, p in site.parameters(self._net) if id(p) in owned]
+                graded = [(name, p.grad) for name, p in found if p.grad is not None]
+                if graded:
+                    del self._awaited[site.key]
+                    row = rows.setdefault(site.lane, OpenRow(self._steps.now()))
+                    for name, gradient in graded:
+                        self._put(site, row, gradient, parameter=name)
+            for index, row in rows.items():
+                schedule = self._sites.lanes[index].schedule
+                self._stream(StreamKey("train", "optimizer", schedule)).write(row)
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._closed = True
+
+
+def _skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer found an Inf and left the parameters as they were."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)

@@ -1,0 +1,77 @@
+"""The capture node: a call in the graph that hands a tensor to whoever records."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+__all__ = ["INERT", "Receiver", "capture", "connect", "disconnect", "new_handle", "receiver_of"]
+
+
+class Receiver(Protocol):
+    """Who takes what the capture nodes of one module hand over."""
+
+    def begin(self, *, training: bool) -> bool:
+        """Count a forward that begins; return whether anything is due in it."""
+        ...
+
+    def receive(self, path: str, kinds: tuple[str, ...], value: Any) -> None:
+        """Take what the op at `path` was given or gave."""
+        ...
+
+    def finish(self) -> None:
+        """Note that the forward begun last has returned."""
+        ...
+
+
+INERT = -1
+"""The handle that nobody ever answers to."""
+
+_HANDLES = itertools.count()
+# Weak: a graph holds an int, never a recorder, so that nothing recorded keeps a model
+# alive, and a copy of a module (an EMA twin, an unpickled one) is inert by itself.
+_RECEIVERS: weakref.WeakValueDictionary[int, Receiver] = weakref.WeakValueDictionary()
+
+
+def new_handle() -> int:
+    """Return a handle that no other module of this process has."""
+    return next(_HANDLES)
+
+
+def connect(handle: int, receiver: Receiver) -> None:
+    """Let `receiver` take what the capture nodes with this handle hand over."""
+    _RECEIVERS[handle] = receiver
+
+
+def disconnect(handle: int) -> None:
+    """Let the capture nodes with this handle rest."""
+    _RECEIVERS.pop(handle, None)
+
+
+def receiver_of(handle: int) -> Receiver | None:
+    """Return who takes what this handle's nodes hand over, if anyone does."""
+    return _RECEIVERS.get(handle)
+
+
+@fx.wrap  # a symbolic trace over a rewritten module keeps it as one node
+def capture(value: Any, handle: int, path: str, kinds: tuple[str, ...]) -> None:
+    """Hand `value` to the receiver of `handle`; stands in the graph after an op.
+
+    Args:
+        value: what the op gave (for `"output"` and `"grad"`) or its arguments (for
+            `"input"`), tensors or nests of them.
+        handle: says who records, if anyone.
+        path: the op's path.
+        kinds: what is captured there.
+    """
+    receiver = _RECEIVERS.get(handle)
+    if receiver is not None:
+        receiver.receive(path, kinds, value)
+
+
+# Nobody uses its result, and dead-code elimination must not take it.
+torch.fx.node.has_side_effect(capture)

@@ -1,0 +1,133 @@
+"""Rows that wait for their captures, sealed in order into the streams of a store."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from fxray.draft import Schedule
+from fxray.store import ArrayInfo, Record, Row
+
+if TYPE_CHECKING:
+    from fxray.capture.steps import Forward
+    from fxray.store import Store, StreamWriter
+
+__all__ = ["OpenRow", "Stream", "StreamKey"]
+
+
+@attrs.frozen
+class StreamKey:
+    """What the rows of one stream share.
+
+    Attributes:
+        phase: name of the pass.
+        moment: `"forward"`, `"backward"` or `"optimizer"`.
+        schedule: when its captures are due.
+        rank: of the process.
+    """
+
+    phase: str
+    moment: str
+    schedule: Schedule
+    rank: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the stream, e.g. `"train.forward.every10.r0"`."""
+        return f"{self.phase}.{self.moment}.{self.schedule.name}.r{self.rank}"
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the store writes of it."""
+        return {
+            "phase": self.phase,
+            "moment": self.moment,
+            "schedule": self.schedule.to_dict(),
+            "rank": self.rank,
+        }
+
+
+@attrs.define(eq=False)
+class OpenRow:
+    """One row that is being filled.
+
+    Attributes:
+        row: where it stands in the training.
+        index: which forward of its phase it belongs to.
+        expected: names of what has yet to come.
+        all_expected: whether `expected` will grow no more: the forward has returned.
+        infos: what its arrays are, by name.
+        records: what has come, by name.
+        sealed: whether it was written; what comes later comes too late.
+    """
+
+    row: Row
+    index: int = 0
+    expected: set[str] = attrs.field(factory=set)
+    all_expected: bool = False
+    infos: dict[str, ArrayInfo] = attrs.field(factory=dict)
+    records: dict[str, Record] = attrs.field(factory=dict)
+    sealed: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more is to come."""
+        return self.all_expected and not self.expected
+
+    def put(self, info: ArrayInfo, record: Record) -> None:
+        """Take the record of one array."""
+        self.infos[info.name] = info
+        self.records[info.name] = record
+
+
+class Stream:
+    """The rows of one stream, open ones first in first out, and its writer."""
+
+    def __init__(self, key: StreamKey, store: Store, run_id: str) -> None:
+        self.key = key
+        self._store, self._run_id = store, run_id
+        self._writer: StreamWriter | None = None
+        self._declared: set[str] = set()
+        self._open: collections.deque[OpenRow] = collections.deque()
+
+    def open(self, forward: Forward) -> OpenRow:
+        """Begin the row of a forward."""
+        row = OpenRow(forward.row, forward.index)
+        self._open.append(row)
+        return row
+
+    def seal_complete(self) -> None:
+        """Write the rows at the front that nothing more comes for."""
+        while self._open and self._open[0].complete:
+            self.write(self._open.popleft())
+
+    def seal_before(self, index: int | None) -> None:
+        """Write the rows of forwards before `index` (all for None), complete or not."""
+        while self._open and (index is None or self._open[0].index < index):
+            self.write(self._open.popleft())
+
+    def write(self, row: OpenRow) -> None:
+        """Hand a row to the store; one in which nothing came is left out."""
+        row.sealed = True
+        if not row.records:
+            return
+        if self._writer is None:
+            self._writer = self._store.writer(self._run_id, self.key.name, self.key.attributes)
+        for name, info in row.infos.items():
+            if name not in self._declared:
+                self._writer.declare(info)
+                self._declared.add(name)
+        self._writer.append(row.row, row.records)
+
+    def commit(self) -> None:
+        """Make what was written readable."""
+        if self._writer is not None:
+            self._writer.commit()
+
+    def close(self) -> None:
+        """Seal, commit and finish."""
+        self.seal_before(None)
+        if self._writer is not None:
+            self._writer.close()

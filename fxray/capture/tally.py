@@ -1,0 +1,99 @@
+"""What every capture kept in a run, and why one kept nothing."""
+
+from __future__ import annotations
+
+import collections
+import warnings
+from typing import TYPE_CHECKING
+
+from fxray.errors import FxrayWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fxray.capture.sites import Site
+
+__all__ = ["Tally"]
+
+_Key = tuple[str, str]
+
+
+class Tally:
+    """Counts by capture, and what was said once already."""
+
+    def __init__(self) -> None:
+        self.steps: collections.Counter[str] = collections.Counter()
+        self._due: collections.Counter[_Key] = collections.Counter()
+        self._reached: collections.Counter[_Key] = collections.Counter()
+        self._kept: collections.Counter[_Key] = collections.Counter()
+        self._failures: dict[_Key, tuple[int, str]] = {}
+        self._counted: collections.Counter[str] = collections.Counter()
+        self._said: set[str] = set()
+
+    def due(self, site: Site) -> None:
+        """Count a capture as due."""
+        self._due[site.key] += 1
+
+    def reached(self, site: Site) -> None:
+        """Count a capture whose tensor was seen."""
+        self._reached[site.key] += 1
+
+    def kept(self, site: Site) -> None:
+        """Count a capture that kept something."""
+        self._kept[site.key] += 1
+
+    def failed(self, site: Site, error: Exception) -> None:
+        """Count a selection that failed; say so once per capture."""
+        count, _ = self._failures.get(site.key, (0, ""))
+        text = f"{type(error).__name__}: {error}"
+        self._failures[site.key] = (count + 1, text)
+        path, kind = site.key
+        selection = type(site.capture.selection).__name__
+        self.say(
+            f"selection {selection} failed on the {kind} of {path!r}: {text}. "
+            "Nothing of it is kept while it fails; training goes on"
+        )
+
+    def count(self, what: str, say: str = "") -> None:
+        """Count something that a run should tell at its end; say it once, if given words."""
+        self._counted[what] += 1
+        if say:
+            self.say(say)
+
+    def say(self, text: str) -> None:
+        """Warn, once."""
+        if text not in self._said:
+            self._said.add(text)
+            warnings.warn(text, FxrayWarning, stacklevel=2)
+
+    def notes(self, sites: Iterable[Site]) -> list[str]:
+        """Return what the run's end should tell: failures, counts, captures that kept nothing."""
+        told = [
+            f"the selection of {path} {kind} failed {count} times: {text}"
+            for (path, kind), (count, text) in self._failures.items()
+        ]
+        told += [f"{count} {what}" for what, count in self._counted.items()]
+        return told + list(self.empty(sites))
+
+    def empty(self, sites: Iterable[Site]) -> Iterator[str]:
+        """Yield, for every capture that kept nothing, its name and why."""
+        for site in sites:
+            if not self._kept[site.key]:
+                path, kind = site.key
+                yield f"{path} {kind} kept nothing: {self._reason(site)}"
+
+    def _reason(self, site: Site) -> str:
+        _, kind = site.key
+        if not self.steps:
+            return "the module was never called while recording"
+        if site.key in self._failures:
+            return "its selection failed every time"
+        if not self._due[site.key]:
+            steps = ", ".join(f"{count} of {phase}" for phase, count in self.steps.items())
+            return f"never due (kept {site.capture.schedule.name}; steps were {steps})"
+        if kind == "weight_grad":
+            return "no optimizer of torch.optim stepped with a gradient for it"
+        if kind == "grad":
+            return "no gradient came (frozen, under no_grad, or no backward)"
+        modes = " and ".join(site.op.nodes)
+        return f"the op was not reached (it stands in the graph of {modes} mode)"

@@ -1,0 +1,1 @@
+"""Pictures of architectures, arrays and numbers."""

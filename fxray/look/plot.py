@@ -1,0 +1,118 @@
+"""The drawing that suits what was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+from fxray.errors import FxrayError
+from fxray.look.curves import Loss, histograms, ranks, statistics
+from fxray.look.images import feature_maps, filters, flattened, matrices, sequences, vectors
+from fxray.look.plotdata import PlotData
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RULES", "PlotData", "Rule", "plot", "rule_for"]
+
+
+Drawing = Callable[[PlotData], "Figure"]
+"""A function that draws every row it is given."""
+
+
+@attrs.frozen
+class Rule:
+    """What is drawn, when.
+
+    Attributes:
+        name: what the drawing is called.
+        suits: whether the drawing suits the data.
+        draw: the drawing, of every row it is given.
+        evolves: whether the drawing has steps along an axis; if not, the last row is
+            drawn unless steps are asked for.
+    """
+
+    name: str
+    suits: Callable[[PlotData], bool]
+    draw: Drawing
+    evolves: bool = False
+
+
+def _weights(data: PlotData) -> bool:
+    return data.kind in ("weight", "weight_grad")
+
+
+def _has(letters: str) -> Callable[[PlotData], bool]:
+    return lambda data: set(data.letters) == set(letters) and len(data.letters) == len(letters)
+
+
+def _either(*letters: str) -> Callable[[PlotData], bool]:
+    return lambda data: any(_has(one)(data) for one in letters)
+
+
+# The first that suits draws. A new drawing is a function of PlotData and a line here.
+RULES: tuple[Rule, ...] = (
+    Rule("histograms", lambda d: {"counts", "edges"} <= d.fields, histograms, evolves=True),
+    Rule("ranks", lambda d: d.fields == {"values", "indices"}, ranks, evolves=True),
+    Rule("statistics", lambda d: d.is_scalar, statistics, evolves=True),
+    Rule("filters", _either("OIHW", "OIL", "OIDHW"), filters),
+    Rule("feature maps", _either("NCHW", "NCDHW"), feature_maps),
+    Rule("sequences", _either("NTC", "NCL"), sequences),
+    Rule("matrix", lambda d: d.ndim == 2 and (_weights(d) or "N" not in d.letters), matrices),
+    Rule("vectors", lambda d: d.ndim in (1, 2), vectors, evolves=True),
+    Rule("elements", lambda _: True, flattened, evolves=True),
+)
+
+
+def rule_for(data: PlotData) -> Rule:
+    """Return the first rule that suits `data`; the last suits everything."""
+    return next(rule for rule in RULES if rule.suits(data))
+
+
+def plot(
+    data: PlotData,
+    *,
+    step: int | None = None,
+    steps: Sequence[int] | None = None,
+    field: str | None = None,
+    loss: Loss | None = None,
+) -> Figure:
+    """Return a figure of `data` that suits its kind, its axes and its selection.
+
+    Convolution weights become a grid of filters, outputs of convolutions a grid of maps,
+    linear weights a matrix, tokens by channels a heat map; vectors a heat map over steps,
+    scalars and statistics lines, histograms a ridge, the largest elements their ranks;
+    anything else a heat map of its elements over steps. NaN and infinities are drawn in
+    a colour of their own and do not move the limits.
+
+    Args:
+        data: what was kept.
+        step: draw this step alone; without `step` and `steps`, images are of the last.
+        steps: draw these steps: side by side or beneath each other where one is an image.
+        field: draw this field of the selection alone.
+        loss: steps and the loss at each, drawn beneath lines over steps.
+
+    Returns:
+        A `matplotlib.figure.Figure` that shows itself in a notebook; pyplot is not used.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        NotSavedError: a step or field that was not kept; the message names the nearest.
+        FxrayError: both `step` and `steps` are given.
+    """
+    if step is not None and steps is not None:
+        msg = "both step= and steps= are given; steps=[…] takes one step too."
+        raise FxrayError(msg)
+    chosen = data if field is None else data.with_field(field)
+    rule = rule_for(chosen)
+    if step is not None:
+        chosen = chosen.at_steps([step])
+    elif steps is not None:
+        chosen = chosen.at_steps(steps)
+    elif not rule.evolves:
+        chosen = chosen.at_rows([len(chosen.steps) - 1])
+    if loss is not None and rule.draw is statistics:
+        return statistics(chosen, loss)
+    return rule.draw(chosen)

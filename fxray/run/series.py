@@ -1,0 +1,477 @@
+"""The records of one thing over steps."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from fxray.errors import NotSavedError, UnknownNameError, nearest
+from fxray.run import export
+from fxray.run.sources import Index, Name, Part, Source, Window
+from fxray.store import Row
+from fxray.store.layout import COORDINATES, dtype_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+__all__ = ["Series", "distinct", "missing_step"]
+
+TRAIN = "train"
+_SHOWN = 6
+
+
+@attrs.frozen(eq=False, repr=False)
+class Series:
+    """What one kind of capture of one op kept, record by record, in the order of steps.
+
+    A snapshot: rows committed after it was made are in the one that is asked for next.
+    `series[120]` is the record of step 120 in phase `"train"` (where nothing was kept in
+    training: in the only phase there is), with its true shape and dtype; a dict where the
+    op returns several tensors or the selection several numbers. `series[0:50]` is a
+    narrower series.
+
+    Attributes:
+        op: path of the op; `""` for logged numbers.
+        kind: `"output"`, `"grad"`, `"input"`, `"weight"`, `"weight_grad"` or `"log"`.
+        parameter: name of the parameter below the op, `""` where it is none.
+        selected_rank: rank of the process whose records these are.
+    """
+
+    op: str
+    kind: str
+    parameter: str
+    selected_rank: int
+    _by_rank: Mapping[int, Sequence[Source]]
+    _windows: tuple[Window, ...] = ()
+    _only: str | None = None
+
+    @classmethod
+    def build(
+        cls, name: Name, by_rank: Mapping[int, Sequence[Source]], windows: tuple[Window, ...] = ()
+    ) -> Series:
+        """Return the series called `name` over the arrays `by_rank`, within `windows`."""
+        return cls(*name, min(by_rank), by_rank, windows)
+
+    # What it is.
+
+    @property
+    def title(self) -> str:
+        """Op, kind and parameter in one word, e.g. `"conv1.weight.bias"`."""
+        if not self.op:
+            return self.parameter
+        shown = self.parameter if self.parameter != "weight" else ""
+        return ".".join(filter(None, (self.op, self.kind, shown, self._only or "")))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The arrays that hold it, of every stream of the rank."""
+        found = self._by_rank[self.selected_rank]
+        return tuple(s for s in found if self._only is None or s.field == self._only)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of what a record holds, `("",)` for a single array."""
+        return tuple(dict.fromkeys(source.field for source in self.sources))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks that kept it."""
+        return tuple(sorted(self._by_rank))
+
+    @property
+    def type(self) -> str:
+        """Type of the op, e.g. `"conv2d"`."""
+        return str(self.sources[0].info.attributes.get("type", ""))
+
+    @property
+    def axes(self) -> str:
+        """A letter for each dim of a record, e.g. `"NCHW"`; `""` where unknown."""
+        return str(self.sources[-1].info.attributes.get("axes", ""))
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """`name` and `settings` of the selection that was last used; empty where unknown."""
+        selection = self.sources[-1].info.attributes.get("selection", {})
+        return dict(selection) if isinstance(selection, dict) else {"name": str(selection)}
+
+    @property
+    def shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """Nominal shape of a record, by field where there are several."""
+        shapes = {source.field: source.info.shape for source in self.sources}
+        return shapes if self.has_fields else next(iter(shapes.values()))
+
+    @property
+    def dtype(self) -> np.dtype[Any] | dict[str, np.dtype[Any]]:
+        """dtype of a record, by field where there are several."""
+        dtypes = {source.field: dtype_of(source.info.dtype).numpy for source in self.sources}
+        return dtypes if self.has_fields else next(iter(dtypes.values()))
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether a record is a dict of arrays by field."""
+        return self._only is None and self.fields != ("",)
+
+    # Which records there are.
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Step of each record, shape (record,); non-decreasing, it may repeat."""
+        return self.index.coords["step"]
+
+    @property
+    def epochs(self) -> NDArray[np.int32]:
+        """Epoch of each record, shape (record,)."""
+        return self.index.coords["epoch"]
+
+    @property
+    def batches(self) -> NDArray[np.int32]:
+        """Batch of each record within its pass, shape (record,)."""
+        return self.index.coords["batch"]
+
+    @property
+    def calls(self) -> NDArray[np.int32]:
+        """Which forward of its step each record is from, shape (record,)."""
+        return self.index.coords["call"]
+
+    @property
+    def phases(self) -> NDArray[np.str_]:
+        """Phase of each record, shape (record,)."""
+        return self.index.coords["phase"]
+
+    @property
+    def times(self) -> NDArray[np.datetime64]:
+        """When each record was made, UTC, in nanoseconds, shape (record,)."""
+        return self.index.coords["time"].astype("datetime64[ns]")
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    @cached_property
+    def index(self) -> Index:
+        """Every record: in which stream it stands, at which row, and its coordinates."""
+        streams: dict[str, list[Source]] = {}
+        for source in self.sources:
+            streams.setdefault(source.stream, []).append(source)
+        parts = tuple(self._part(tuple(sources)) for sources in streams.values())
+        part = np.repeat(np.arange(len(parts)), [len(p.rows) for p in parts])
+        place = np.concatenate([np.arange(len(p.rows)) for p in parts])
+        columns = [p.coords for p in parts]
+        if len(parts) == 1 and (np.diff(columns[0]["step"]) >= 0).all():
+            return Index(parts, part, place, columns[0])
+        coords = {name: np.concatenate([c[name] for c in columns]) for name in COORDINATES}
+        order = np.lexsort((coords["call"], coords["time"], coords["step"]))
+        ordered = {name: values[order] for name, values in coords.items()}
+        return Index(parts, part[order], place[order], ordered)
+
+    def _part(self, sources: tuple[Source, ...]) -> Part:
+        reader = sources[0].reader
+        present = np.stack([reader.present(source.info.name) for source in sources])
+        meant = present.any(axis=0)
+        for window in self._windows:
+            meant &= window.mask(reader.coords)
+        if meant.all():
+            return Part(sources, np.arange(reader.rows), present, reader.coords)
+        rows = np.flatnonzero(meant)
+        coords = {name: values[rows] for name, values in reader.coords.items()}
+        return Part(sources, rows, present[:, rows], coords)
+
+    # Records.
+
+    def __getitem__(self, step: Any) -> Any:
+        """Return the record of a step, or, for a slice, a narrower series.
+
+        Raises:
+            NotSavedError: nothing was kept there, or several records were; says which.
+        """
+        if isinstance(step, slice):
+            return self.where(Window(step=step))
+        try:
+            return self.sel(step=operator.index(step))
+        except TypeError:
+            msg = f"series[…] takes a step or a slice of steps, not {step!r}; a field is .field(…)"
+            raise TypeError(msg) from None
+
+    def __iter__(self) -> Iterator[tuple[Row, Any]]:
+        for at in range(len(self)):
+            yield self.row(at), self.record(at)
+
+    def row(self, at: int) -> Row:
+        """Return where the record number `at`, from 0, stands."""
+        coords = self.index.coords
+        step, epoch, batch, call, time = (
+            int(coords[name][at]) for name in ("step", "epoch", "batch", "call", "time")
+        )
+        return Row(step, epoch, batch, call, str(coords["phase"][at]), time)
+
+    def record(self, at: int) -> Any:
+        """Return the record number `at`, from 0: an array, or a dict of arrays by field."""
+        index = self.index
+        part, place = index.parts[index.part[at]], index.place[at]
+        row = int(part.rows[place])
+        values = {
+            source.field: source.reader.read(source.info.name, row)
+            for source, here in zip(part.sources, part.present[:, place], strict=True)
+            if here
+        }
+        return values if self.has_fields else next(iter(values.values()))
+
+    def sel(
+        self,
+        *,
+        step: int | None = None,
+        epoch: int | None = None,
+        batch: int | None = None,
+        call: int | None = None,
+        phase: str | None = None,
+    ) -> Any:
+        """Return the one record that stands there; `phase` as for `series[step]`.
+
+        Raises:
+            NotSavedError: there is none, or more than one; says what there is.
+        """
+        return self.record(self._place(Window(step, epoch, batch, call, phase)))
+
+    def original_size(self, step: int, **where: Any) -> Any:
+        """Return the shape of the tensor that the record of `step` was selected from.
+
+        A dict by field where the op returns several tensors of different shapes.
+
+        Raises:
+            NotSavedError: see `sel`, which takes the same further arguments.
+        """
+        at = self._place(Window(step=step, **where))
+        index = self.index
+        part, place = index.parts[index.part[at]], index.place[at]
+        sizes = {
+            source.field: source.reader.sizes(source.info.name)[int(part.rows[place])]
+            for source, here in zip(part.sources, part.present[:, place], strict=True)
+            if here
+        }
+        return sizes if len(set(sizes.values())) > 1 else next(iter(sizes.values()))
+
+    def shapes(self, field: str = "") -> list[tuple[int, ...] | None]:
+        """Return the true shape of each record (of its `field`), None where that is missing."""
+        sources = [source for source in self.sources if source.field == field]
+        if len(sources) == 1 and sources[0].reader.whole(sources[0].info.name):
+            return [sources[0].info.shape] * len(self)
+        index = self.index
+        by_part = [
+            [(s, s.reader.shapes(s.info.name)) for s in part.sources if s.field == field]
+            for part in index.parts
+        ]
+        found: list[tuple[int, ...] | None] = []
+        for number, place in zip(index.part, index.place, strict=True):
+            row = index.parts[number].rows[place]
+            shapes = (shapes[row] for _, shapes in by_part[number] if shapes[row] is not None)
+            found.append(next(shapes, None))
+        return found
+
+    # Narrower.
+
+    def where(self, window: Window) -> Series:
+        """Return the series of the records within `window`."""
+        return attrs.evolve(self, windows=(*self._windows, window))
+
+    def field(self, name: str) -> Series:
+        """Return the series of one field, e.g. `"mean"`, or `"1.0"` for the first state of an LSTM.
+
+        Raises:
+            UnknownNameError: no field is called that; names those there are.
+        """
+        if name not in self.fields:
+            close = nearest(name, self.fields)
+            hint = f"nearest: {', '.join(map(repr, close))}; " if close else ""
+            has = ", ".join(map(repr, self.fields))
+            msg = f"{self.title} has no field {name!r}; {hint}it has {has}"
+            raise UnknownNameError(msg)
+        return attrs.evolve(self, only=name)
+
+    def rank(self, rank: int) -> Series:
+        """Return what the process of that rank kept.
+
+        Raises:
+            NotSavedError: it kept nothing of this; names the ranks that did.
+        """
+        if rank not in self._by_rank:
+            msg = f"rank {rank} kept no {self.title}; ranks {_some(self.ranks)} did"
+            raise NotSavedError(msg)
+        return attrs.evolve(self, selected_rank=rank)
+
+    def in_phase(self, phase: str | None = None) -> Series:
+        """Return the records of `phase`; by default training's, else those of the only phase.
+
+        Raises:
+            NotSavedError: nothing was kept in that phase, or it is not clear which is meant.
+        """
+        return self.where(Window(phase=self._phase(phase)))
+
+    def _phase(self, phase: str | None) -> str:
+        """Return the phase that is meant, see `in_phase`."""
+        kept = distinct(self.phases)
+        if phase is None and TRAIN not in kept and len(kept) > 1:
+            msg = f"{self.title} was kept in phases {_some(kept)}; say which: phase={kept[0]!r}"
+            raise NotSavedError(msg)
+        if phase is None:
+            phase = TRAIN if TRAIN in kept or not kept else kept[0]
+        if phase not in kept:
+            there = f"only in {_some(kept)}" if kept else "nor in any other"
+            msg = f"{self.title} was not kept in phase {phase!r}, {there}"
+            raise NotSavedError(msg)
+        return phase
+
+    def _place(self, window: Window) -> int:
+        """Return the number of the only record within `window`."""
+        phase = self._phase(window.phase)
+        meant = attrs.evolve(window, phase=phase).mask(self.index.coords)
+        found = np.flatnonzero(meant)
+        if len(found) == 1:
+            return int(found[0])
+        raise self._none(window, phase) if not len(found) else self._several(window, found)
+
+    def _none(self, window: Window, phase: str) -> NotSavedError:
+        kept = self.where(Window(phase=phase))
+        at_step = kept.where(Window(step=window.step)) if window.step is not None else kept
+        if isinstance(window.step, int) and not at_step:
+            what = f"no {self.title} of phase {phase!r}"
+            return missing_step(what, window.step, np.unique(kept.steps))
+        names = [name for name in window.given if name not in ("step", "phase")]
+        there = "; ".join(
+            f"{name} {_some(np.unique(at_step.index.coords[name]).tolist())}" for name in names
+        )
+        return NotSavedError(f"{self.title} has no record with {window}; there are: {there}")
+
+    def _several(self, window: Window, found: NDArray[np.int64]) -> NotSavedError:
+        coords = self.index.coords
+        asked = str(window) or "no more said"
+        for name in ("call", "batch", "step", "epoch"):
+            values = coords[name][found].tolist()
+            if name not in window.given and len(set(values)) == len(values):
+                repaired = ", ".join(filter(None, (str(window), f"{name}={values[0]}")))
+                return NotSavedError(
+                    f"{self.title} has {len(found)} records with {asked}, of "
+                    f"{name} {_some(values)}; say which: .sel({repaired})"
+                )
+        return NotSavedError(
+            f"{self.title} has {len(found)} records with {asked}; say more to "
+            ".sel(step=, epoch=, batch=, call=, phase=), or iterate over the series"
+        )
+
+    # Elsewhere.
+
+    def plot(
+        self,
+        *,
+        step: int | None = None,
+        steps: Sequence[int] | None = None,
+        field: str | None = None,
+        phase: str | None = None,
+        loss: Series | tuple[Sequence[int], Sequence[float]] | None = None,
+    ) -> Figure:
+        """Return a picture that suits the data, see `fxray.look.plot.plot`.
+
+        Args:
+            step: draw this step alone.
+            steps: draw these steps.
+            field: draw this field alone.
+            phase: draw this phase; by default as for `series[step]`.
+            loss: drawn beneath lines over steps, e.g. `run.log["loss"]`.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            NotSavedError: nothing was kept there.
+        """
+        # Matplotlib takes a second to import; only who asks for a picture should wait.
+        from fxray.run.picture import draw
+
+        return draw(self, step=step, steps=steps, field=field, phase=phase, loss=loss)
+
+    def to_numpy(self) -> NDArray[Any]:
+        """Return all records as one array, shape (record, *record shape).
+
+        Raises:
+            NotSavedError: the records have several fields or differ in shape.
+        """
+        return export.stack(self)
+
+    def to_xarray(self) -> xr.DataArray | xr.Dataset:
+        """Return the series labelled and lazy: step, epoch, batch, call, phase, time over row.
+
+        bfloat16 and float8 are widened to float32, which is exact; records smaller than the
+        widest are padded with NaN (integers: 0). Several fields make a Dataset.
+
+        Raises:
+            MissingExtraError: xarray is not installed.
+        """
+        return export.to_xarray(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return scalars or statistics as a table indexed by step, a column for each field.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+            NotSavedError: the records are not single numbers.
+        """
+        return export.to_pandas(self)
+
+    def __repr__(self) -> str:
+        fields = f", fields {', '.join(self.fields)}" if self.has_fields else ""
+        phases = ", ".join(distinct(self.phases))
+        kept = f"{len(self)} records, {_span(np.unique(self.steps))}" if self else "no records"
+        what = f"{self.dtype} {list(self.shape)}" if not self.has_fields else ""
+        return f"<Series {self.title}: {', '.join(filter(None, (kept, phases, what)))}{fields}>"
+
+
+def _some(values: Any) -> str:
+    """Return a few of `values` as text.
+
+    >>> _some(range(9)), _some(["train", "valid"])
+    ('0, 1, 2, 3, 4, 5, …', "'train', 'valid'")
+    """
+    values = list(values)
+    shown = ", ".join(repr(value) for value in values[:_SHOWN])
+    return f"{shown}, …" if len(values) > _SHOWN else shown
+
+
+def distinct(names: NDArray[np.str_]) -> list[str]:
+    """Return each of `names` once, in their order.
+
+    >>> distinct(np.array(["train", "train", "valid"]))
+    ['train', 'valid']
+    """
+    if len(names) and (names == names[0]).all():
+        return [str(names[0])]
+    return list(dict.fromkeys(names.tolist()))
+
+
+def missing_step(what: str, step: int, steps: NDArray[Any]) -> NotSavedError:
+    """Return the error that says that `what` was kept at `step`; names the nearest of `steps`.
+
+    >>> missing_step("no relu.output", 7, np.array([0, 10, 20]))
+    NotSavedError('no relu.output was kept at step 7; nearest: 10, 0. ...')
+    """
+    if not len(steps):
+        return NotSavedError(f"{what} was kept at step {step}, nor at any other")
+    close = steps[np.argsort(np.abs(steps - step), kind="stable")[:2]]
+    return NotSavedError(
+        f"{what} was kept at step {step}; nearest: {_some(close.tolist())}. "
+        f"There are {_span(steps)}: .steps has them all"
+    )
+
+
+def _span(steps: NDArray[Any]) -> str:
+    if len(steps) == 1:
+        return f"step {steps[0]}"
+    return f"steps {steps[0]} to {steps[-1]}, {len(steps)} of them"

@@ -1,0 +1,83 @@
+"""Every private torch name that fxray touches.
+
+Nothing else in the package may name something of torch that begins with an
+underscore. `check()` says which of them this torch lacks; the tests call it, and an
+error in a trace on an untried torch version names it as the first thing to look at.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "VERSIONS_TRIED",
+    "backward_is_running",
+    "check",
+    "enter_autocast",
+    "exit_autocast",
+    "function_level",
+    "pytree",
+    "set_grad_enabled",
+    "wrapped_functions",
+]
+
+VERSIONS_TRIED = ("2.13",)
+
+_NAMES = (
+    "torch.utils._pytree.tree_flatten_with_path",
+    "torch._C._set_grad_enabled",
+    "torch._C._current_graph_task_id",
+    "torch._C._functorch.maybe_current_level",
+    "torch.amp.autocast_mode._enter_autocast",
+    "torch.amp.autocast_mode._exit_autocast",
+    "torch.fx._symbolic_trace._wrapped_fns_to_patch",
+)
+
+set_grad_enabled: Any = torch._C._set_grad_enabled
+enter_autocast: Any = torch.amp.autocast_mode._enter_autocast
+exit_autocast: Any = torch.amp.autocast_mode._exit_autocast
+
+
+def backward_is_running() -> bool:
+    """Return whether this thread is inside a backward pass.
+
+    A forward that runs then is a recomputation (activation checkpointing).
+    """
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def function_level() -> int | None:
+    """Return the nesting level of `torch.func` transforms, None outside of them."""
+    level: int | None = torch._C._functorch.maybe_current_level()
+    return level
+
+
+def wrapped_functions() -> dict[tuple[int, str], dict[str, Any]]:
+    """Return what `torch.fx.wrap` registered: (id of the globals, name) -> the globals."""
+    module = importlib.import_module("torch.fx._symbolic_trace")
+    registered: dict[tuple[int, str], dict[str, Any]] = module._wrapped_fns_to_patch
+    return registered
+
+
+def check() -> list[str]:
+    """Return the private names that this torch lacks; empty when all are there."""
+    missing = []
+    for name in _NAMES:
+        module, _, attribute = name.rpartition(".")
+        parts: list[str] = []
+        while True:
+            try:
+                found: Any = importlib.import_module(module)
+                break
+            except ImportError:
+                module, _, last = module.rpartition(".")
+                parts.insert(0, last)
+        for part in (*parts, attribute):
+            found = getattr(found, part, None)
+        if found is None:
+            missing.append(name)
+    return missing

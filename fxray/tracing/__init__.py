@@ -1,0 +1,1 @@
+"""From a model to graphs that run as it does."""

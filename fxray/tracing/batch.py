@@ -1,0 +1,129 @@
+"""Two traces at two batch sizes, compared: what is free, what only looked so."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+import torch
+from torch import fx
+
+from fxray.torch_private import pytree
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fxray.tracing.execution import WrittenGraph
+
+__all__ = ["batch_size", "difference", "drop_settled_guards", "resize"]
+
+
+def batch_size(tensors: Sequence[torch.Tensor]) -> int | None:
+    """Return the size that dim 0 of the tensors shares, None if they share none."""
+    sizes = {tensor.shape[0] for tensor in tensors if tensor.dim()}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def resize(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    """Return a tensor like `tensor` with `size` rows along dim 0, its rows repeated in turn."""
+    if not tensor.dim() or not tensor.shape[0]:
+        return tensor.detach().clone()
+    rows = torch.arange(size, device=tensor.device) % tensor.shape[0]
+    return tensor.detach()[rows].clone()
+
+
+def difference(one: WrittenGraph, other: WrittenGraph) -> str | None:
+    """Return where two traces of one model differ, in words; None where they are the same.
+
+    Alike means: the same ops on the same values, every size that follows the batch
+    written as the node it came from. A number that differs has lost its node
+    (`int(n)`, `range(n)`), a constant that differs was computed out of sight.
+    """
+    ours, theirs = [*one.graph.nodes], [*other.graph.nodes]
+    twin = dict(zip(ours, theirs, strict=False))
+    for a, b in zip(ours, theirs, strict=False):
+        if a.op != b.op or (a.op != "get_attr" and a.target != b.target):
+            return f"{_describe(a)} became {_describe(b)}"
+        if a.op == "get_attr":
+            if not _same_attribute(a, b, one.constants, other.constants):
+                return f"a value computed outside torch ({_describe(a)}) changed"
+            continue
+        if a.target.__class__ is b.target.__class__ and not _same_arguments(a, b, twin):
+            return f"an argument of {_describe(a)} changed from {a.args} to {b.args}"
+    if len(ours) != len(theirs):
+        return f"{len(ours)} nodes became {len(theirs)}"
+    return None
+
+
+def drop_settled_guards(one: WrittenGraph, other: WrittenGraph) -> WrittenGraph:
+    """Return the trace without the guards that its checked sizes settle already.
+
+    A comparison whose numbers did not change with the batch depends only on sizes
+    that every call is checked for.
+    """
+    settled = [
+        a
+        for a, b in zip(one.graph.nodes, other.graph.nodes, strict=True)
+        if "fxray_guard" in a.meta and a.meta["fxray_guard"] == b.meta["fxray_guard"]
+    ]
+    for guard in settled:
+        comparison = guard.args[0]
+        one.graph.erase_node(guard)
+        if isinstance(comparison, fx.Node) and not comparison.users:
+            one.graph.erase_node(comparison)
+    return attrs.evolve(one)
+
+
+def _same_arguments(a: fx.Node, b: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> bool:
+    ours, our_tree = pytree.tree_flatten((a.args, dict(a.kwargs)), is_leaf=_is_slice)
+    theirs, their_tree = pytree.tree_flatten((b.args, dict(b.kwargs)), is_leaf=_is_slice)
+    if our_tree != their_tree:
+        return False
+    return all(_same_argument(x, y, twin) for x, y in zip(ours, theirs, strict=True))
+
+
+def _is_slice(value: Any) -> bool:
+    return isinstance(value, slice)
+
+
+def _same_argument(x: Any, y: Any, twin: Mapping[fx.Node, fx.Node]) -> bool:
+    if isinstance(x, fx.Node):
+        return twin.get(x) is y
+    if isinstance(x, slice) and isinstance(y, slice):
+        parts = ("start", "stop", "step")
+        return all(_same_argument(getattr(x, p), getattr(y, p), twin) for p in parts)
+    if isinstance(x, float) and isinstance(y, float) and math.isnan(x) and math.isnan(y):
+        return True
+    return type(x) is type(y) and bool(x == y)
+
+
+def _same_attribute(
+    a: fx.Node, b: fx.Node, ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> bool:
+    if str(a.target) not in ours:
+        return str(a.target) == str(b.target)
+    if str(b.target) not in theirs:
+        return False
+    x, y = ours[str(a.target)], theirs[str(b.target)]
+    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+        return bool(_bits(x) == _bits(y))
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        return bool(x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes())
+    if type(x) is not type(y):
+        return False
+    # An object without an equality of its own was made anew by each forward: nothing to compare.
+    own_equality = "__eq__" in {name for cls in type(x).__mro__[:-1] for name in vars(cls)}
+    return x is y or not own_equality or bool(x == y)
+
+
+def _bits(tensor: torch.Tensor) -> Any:
+    flat = tensor.detach().cpu().contiguous()
+    return flat.shape, flat.dtype, flat.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _describe(node: fx.Node) -> str:
+    info = node.meta.get("fxray_info")
+    where = f" at {info.where}" if info is not None and info.where else ""
+    return f"{node.name}{where}"

@@ -1,0 +1,406 @@
+"""Tracing by execution: the model runs once, for real, and a mode writes the graph.
+
+Nothing is a proxy, so `isinstance`, `len`, C functions and a model's own Python need
+not cooperate. Tensors find their node by identity, sizes are ints that remember it
+(`numbers.py`), and what does not reach a `TorchFunctionMode` is replaced for the
+length of the trace (`patches.py`).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import operator
+import os
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from fxray.architecture import Role, TensorSpec
+from fxray.errors import TraceError
+from fxray.torch_private import set_grad_enabled
+from fxray.tracing import runtime
+from fxray.tracing.names import op_name_of, type_of_function, type_of_module
+from fxray.tracing.numbers import plain
+from fxray.tracing.ops import NodeInfo, module_fields, name_ops, set_info, tensor_items
+from fxray.tracing.patches import patched, user_line
+from fxray.tracing.provenance import Provenance
+from fxray.tracing.tidy import gather_inputs, prune
+from fxray.tracing.torch_calls import (
+    METHOD_TYPES,
+    PYTHON_METHODS,
+    READS,
+    TENSOR_PROPERTIES,
+    VALUES,
+    grad_mode_owner,
+    is_leaf,
+    qualified_name,
+    writes_in_place,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fxray.tracing.call import CallSpec
+    from fxray.tracing.state import ModelState
+
+__all__ = ["GraphWriter", "WrittenGraph", "is_leaf"]
+
+
+@attrs.frozen
+class WrittenGraph:
+    """What one trace in one mode gave.
+
+    Attributes:
+        graph: the fx graph, its ops named.
+        constants: what the graph reads as an attribute and the model does not hold.
+        returns: the nodes whose tensors each module call returned; the root as `""`.
+        inlined: paths of the modules whose forward was traced through.
+        reads: the tensor properties that the forward read (`"dtype"`, `"device"`, …).
+        notes: what a user must know of it, as sentences without a capital.
+    """
+
+    graph: fx.Graph
+    constants: Mapping[str, Any]
+    returns: Mapping[str, tuple[fx.Node, ...]]
+    inlined: tuple[str, ...]
+    reads: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+class GraphWriter(TorchFunctionMode):
+    """Writes the graph of the one call that `write_call` makes."""
+
+    def __init__(self, model: nn.Module, state: ModelState) -> None:
+        super().__init__()
+        self.model, self.state = model, state
+        self.graph = fx.Graph()
+        self.nodes = Provenance(self.graph, model, self)
+        self.returns: dict[str, tuple[fx.Node, ...]] = {}
+        self.reads: set[str] = set()
+        self._paths = {module: path for path, module in reversed([*model.named_modules()])}
+        self._calls: collections.Counter[str] = collections.Counter()
+        self._stack: list[str] = []
+        self._inlined: dict[str, None] = {}
+        self._grad_modes: dict[int, fx.Node] = {}
+        self._thread = threading.get_ident()
+        self._paused = 0
+        self._open = False
+
+    # ---------------------------------------------------------------- the one call
+
+    @property
+    def writing(self) -> bool:
+        """Whether the trace takes nodes: begun, on its own thread, not inside an op."""
+        return self._open and not self._paused and threading.get_ident() == self._thread
+
+    def write_call(
+        self, spec: CallSpec, tensors: list[torch.Tensor], call: Callable[[], Any]
+    ) -> WrittenGraph:
+        """Run `call`, which passes `tensors` to the model, and return its graph.
+
+        Raises:
+            TraceError: the forward does what no graph can hold; names file and line.
+        """
+        for leaf, tensor in zip(spec.tensor_leaves, tensors, strict=True):
+            node = self.graph.placeholder(leaf.path.replace(".", "_"))
+            self.nodes.remember(tensor, node)
+            specs = (TensorSpec.of(tensor),)
+            info = NodeInfo("input", leaf.path, "", "input", "input", outputs=specs)
+            set_info(node, info)
+        self._open = True
+        try:
+            with patched(self), self:
+                out = call()
+                self._write_assignments()
+                self.graph.output(self.nodes.result(out))
+        finally:
+            self._open = False
+        notes = ["a Python cache on a module was filled"] if self.state.filled() else []
+        prune(self.graph)
+        gather_inputs(self.graph)
+        used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
+        name_ops(self.graph)
+        self.graph.lint()
+        return WrittenGraph(
+            self.graph,
+            {name: value for name, value in self.nodes.constants.items() if name in used},
+            self.returns,
+            tuple(self._inlined),
+            frozenset(self.reads),
+            tuple(notes),
+        )
+
+    def refuse(self, what: str) -> TraceError:
+        """Return the error that names the user's line and says what it does there."""
+        file, line = user_line()
+        return TraceError(f"{file}:{line}: {what}")
+
+    # ---------------------------------------------------------------- nodes
+
+    def write(self, target: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> fx.Node:
+        """Write a `call_function` node that is no op."""
+        node = self.graph.call_function(
+            target, self.nodes.argument(args), self.nodes.argument(kwargs or {})
+        )
+        return self.scoped(node)
+
+    def write_number(self, target: Callable[..., Any], args: tuple[Any, ...], value: Any) -> Any:
+        """Write the node of an arithmetic result; return `value`, remembering it."""
+        return self.nodes.remember(value, self.write(target, args))
+
+    def write_comparison(
+        self, target: Callable[..., Any], args: tuple[Any, ...], *, held: bool
+    ) -> None:
+        """Write a guard: the comparison must come out as `held` again."""
+        file, line = user_line()
+        guard = self.write(runtime.guard, (self.write(target, args), held, f"{file}:{line}"))
+        # The comparison of two traces drops the guards on what both have alike.
+        guard.meta["fxray_guard"] = tuple(plain(a) for a in args)
+
+    def scoped(self, node: fx.Node) -> fx.Node:
+        """Note on `node` which module calls it stands in."""
+        if self._stack:
+            paths = {call: call.partition("@")[0] for call in self._stack}
+            node.meta["nn_module_stack"] = {
+                call: (path, type(self.model.get_submodule(path)).__name__)
+                for call, path in paths.items()
+            }
+        return node
+
+    # ---------------------------------------------------------------- what is called
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if not self.writing or name in READS:
+            return func(*args, **kwargs)
+        if name in ("__get__", "__set__"):
+            return self._property(func, name, args)
+        if func is set_grad_enabled:
+            return self._grad_mode(*args)
+        if name in VALUES:
+            what = (
+                f"the forward takes a tensor's value into Python ({name.strip('_')}), and what it "
+                "does next may depend on it; a graph cannot hold that yet. Compute with the "
+                "tensor itself (torch.where, masks), or trace the part of the model that does not"
+            )
+            raise self.refuse(what)
+        return self.call_function(func, args, kwargs)
+
+    def call_function(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run `func` and write it as one node."""
+        name = str(PYTHON_METHODS.get(id(func)) or getattr(func, "__name__", ""))
+        method = isinstance(func, METHOD_TYPES) or id(func) in PYTHON_METHODS
+        if args and isinstance(args[0], torch.Tensor) and writes_in_place(name):
+            self.state.protect(args[0])
+        # Before the call: it may change a list it was given.
+        node_args, node_kwargs = self._arguments(args, kwargs)
+        out = self._run(func, args, kwargs)
+        if out is NotImplemented:
+            return out
+        if method and name == "__setitem__":
+            self.scoped(self.graph.call_function(operator.setitem, node_args, node_kwargs))
+            return out
+        if method and name == "__getitem__":
+            node = self.graph.call_function(operator.getitem, node_args, node_kwargs)
+        elif method:
+            node = self.graph.call_method(name, node_args, node_kwargs)
+        else:
+            node = self.graph.call_function(func, node_args, node_kwargs)
+        return self._finish(self.scoped(node), func, name, method=method, out=out)
+
+    def _finish(self, node: fx.Node, func: Any, name: str, *, method: bool, out: Any) -> Any:
+        if isinstance(out, float):
+            what = f"the forward takes the value of a tensor into Python ({name})"
+            raise self.refuse(what)
+        role: Role = "method" if method else "function"
+        self._describe(node, role, name, qualified_name(func, name, method=method), out)
+        return self.nodes.remember(out, node)
+
+    def call_object(
+        self, target: Any, name: str, run: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Run something that is no plain function and write it as one node."""
+        node_args, node_kwargs = self._arguments(args, kwargs)
+        out = self._run(run, args, kwargs)
+        all_args = (self.nodes.constant(target), *node_args)
+        node = self.scoped(self.graph.call_function(runtime.run_object, all_args, node_kwargs))
+        self._describe(node, "function", name, name, out)
+        return self.nodes.remember(out, node)
+
+    def call_module(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
+        """Run a module: a leaf as one node, another by tracing through it."""
+        path = self._paths.get(module)
+        if path is None:  # made inside the forward: no part of the model
+            return original(module, *args, **kwargs)
+        call = self._next_call(path)
+        if path and is_leaf(module):
+            return self._call_leaf(module, call, original, args, kwargs)
+        self._inlined[path] = None
+        if call:
+            self._stack.append(call)
+        try:
+            out = original(module, *args, **kwargs)
+        finally:
+            if call:
+                self._stack.pop()
+        self._note_returned(call, out)
+        return out
+
+    def _next_call(self, path: str) -> str:
+        count = self._calls[path]
+        self._calls[path] += 1
+        return f"{path}@{count}" if count else path
+
+    def _call_leaf(
+        self, module: nn.Module, call: str, original: Any, args: Any, kwargs: Any
+    ) -> Any:
+        path = self._paths[module]
+        node_args, node_kwargs = self._arguments(args, kwargs)
+        out = self._run(original, (module, *args), kwargs)
+        node = self.scoped(self.graph.call_module(path, node_args, node_kwargs))
+        items = tuple(tensor_items(out))
+        if not items:
+            what = f"module {path!r} returned {type(out).__qualname__}, not tensors"
+            raise self.refuse(what)
+        info = NodeInfo(
+            "module",
+            call,
+            "",
+            type_of_module(module),
+            scope=tuple(self._stack),
+            module=path,
+            outputs=self._specs(items),
+            items=tuple(item for item, _ in items),
+            where=_short_line(),
+            **self._run(module_fields, (module,), {}),
+        )
+        set_info(node, info)
+        self.nodes.remember(out, node)
+        self._note_returned(call, out)
+        return out
+
+    def _arguments(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return self.nodes.argument(tuple(args)), self.nodes.argument(dict(kwargs))
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self._paused += 1
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._paused -= 1
+
+    def _specs(self, items: Sequence[tuple[str, torch.Tensor]]) -> tuple[TensorSpec, ...]:
+        # Paused: to ask a tensor's shape is an access that the mode would write.
+        return tuple(self._run(TensorSpec.of, (tensor,), {}) for _, tensor in items)
+
+    def _describe(self, node: fx.Node, role: Role, name: str, target: str, out: Any) -> None:
+        """Make an op of `node` if it gave tensors."""
+        items = tuple(tensor_items(out))
+        if not items:
+            return
+        info = NodeInfo(
+            role,
+            self._stack[-1] if self._stack else "",
+            op_name_of(name),
+            type_of_function(name),
+            target,
+            scope=tuple(self._stack),
+            outputs=self._specs(items),
+            items=tuple(item for item, _ in items),
+            where=_short_line(),
+        )
+        set_info(node, info)
+
+    def describe_parameter(self, node: fx.Node, path: str, parameter: torch.Tensor) -> None:
+        """Make the op of a bare parameter of `node`."""
+        (spec,) = self._specs([("", parameter)])
+        own = {path.rpartition(".")[2]: spec}
+        info = NodeInfo(
+            "parameter",
+            path,
+            "",
+            "parameter",
+            "parameter",
+            tuple(self._stack),
+            outputs=(spec,),
+            parameters=own,
+        )
+        set_info(node, info)
+
+    def _note_returned(self, call: str, out: Any) -> None:
+        tensors = (self.nodes.node_of(t) for _, t in tensor_items(_fields_of(out)))
+        self.returns[call] = tuple(node for node in tensors if node is not None)
+
+    # ---------------------------------------------------------------- special cases
+
+    def _property(self, func: Any, access: str, args: Any) -> Any:
+        name = getattr(getattr(func, "__self__", None), "__name__", "")
+        if access == "__set__":
+            if name == "data":
+                self.state.protect(args[0])
+                self.write(setattr, (args[0], name, args[1]))
+            return func(*args)
+        out = func(*args)
+        self.reads.add(name)
+        if name not in TENSOR_PROPERTIES and name != "shape":
+            return out
+        node = self.scoped(self.graph.call_function(getattr, (self.nodes.argument(args[0]), name)))
+        self._describe(node, "method", name, f"torch.Tensor.{name}", out)
+        return self.nodes.remember(out, node)
+
+    def _grad_mode(self, mode: bool) -> Any:
+        """Write a switch of autograd so that leaving puts back what was before.
+
+        A raw `_set_grad_enabled(True)` on leaving `no_grad` would switch autograd on
+        inside the user's own `no_grad` around the whole model; so entering and leaving
+        are told apart by the context object that torch's frames belong to.
+        """
+        owner, method = grad_mode_owner()
+        if method == "__exit__" and owner in self._grad_modes:
+            self.write(runtime.exit_grad_mode, (self._grad_modes.pop(owner),))
+        elif owner not in self._grad_modes:
+            self._grad_modes[owner] = self.write(runtime.enter_grad_mode, (mode,))
+        return set_grad_enabled(mode)
+
+    def _write_assignments(self) -> None:
+        """Write what the forward assigned to attributes; refuse what a graph cannot."""
+        for module, name, value in self.state.assigned():
+            path = self._paths.get(module, "")
+            where = f"{path}.{name}" if path else name
+            if isinstance(value, torch.Tensor):
+                if not self.nodes.knows(value):
+                    continue  # set inside a leaf, which sets it again when it runs
+                holder = self.graph.get_attr(path) if path else self.graph.get_attr("_original")
+                node = self.nodes.argument(value)
+                self.graph.call_function(runtime.assign, (holder, name, node))
+            elif not isinstance(module, nn.Module) or name != "training":
+                file, line = _definition(module)
+                msg = (
+                    f"{file}:{line}: the forward of {type(module).__name__} changes its attribute "
+                    f"{where!r}, which a graph cannot follow yet; keep it in a buffer (a tensor), "
+                    "or change it outside the forward"
+                )
+                raise TraceError(msg)
+
+
+def _fields_of(out: Any) -> Any:
+    if dataclasses.is_dataclass(out) and not isinstance(out, type):
+        return {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
+    return dict(out) if isinstance(out, Mapping) else out
+
+
+def _short_line() -> str:
+    file, line = user_line()
+    return f"{os.path.basename(file)}:{line}" if file else ""  # noqa: PTH119
+
+
+def _definition(module: nn.Module) -> tuple[str, int]:
+    code = getattr(type(module).forward, "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code else ("?", 0)

@@ -1,0 +1,337 @@
+"""Which front end traces a model, and what the caller gets of it."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import nn
+
+from fxray.architecture import Architecture
+from fxray.errors import TraceError
+from fxray.tracing.batch import batch_size, difference, drop_settled_guards, resize
+from fxray.tracing.call import CallSpec, bind, call_with
+from fxray.tracing.execution import GraphWriter, WrittenGraph
+from fxray.tracing.module import MODES, Program, TracedModule, mode_name
+from fxray.tracing.ops import architecture_of, info_of
+from fxray.tracing.report import Report
+from fxray.tracing.state import ModelState, preserved_rng, training_flags
+from fxray.tracing.symbolic import open_call, write_symbolically
+from fxray.tracing.verify import compare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["FRONTENDS", "Traced", "trace_model"]
+
+FRONTENDS = ("execution", "symbolic")
+
+_LOCK = threading.RLock()
+"""Tracing replaces names of torch for the whole process: one trace at a time."""
+
+
+@attrs.frozen(eq=False)
+class Traced:
+    """A model and what tracing it gave.
+
+    Attributes:
+        model: the user's model, untouched.
+        module: runs the graphs over the model's own parameters.
+        architecture: every op of both modes.
+        report: what was obtained, fixed and verified.
+    """
+
+    model: nn.Module
+    module: TracedModule
+    architecture: Architecture
+    report: Report
+
+
+def trace_model(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    frontend: str | None = None,
+) -> Traced:
+    """Trace `model` as it runs on `model(*args, **kwargs)`, in train and in eval mode.
+
+    Without arguments the model is traced symbolically, by torch.fx. Nothing is left
+    behind: parameters, buffers, random state and flags are as before, also on error.
+
+    Raises:
+        TraceError: the model cannot be traced, or the input does not fit it.
+        TypeError: the model is no `nn.Module`.
+    """
+    _check_model(model)
+    if frontend is not None and frontend not in FRONTENDS:
+        msg = f"no front end {frontend!r}; there are {', '.join(map(repr, FRONTENDS))}"
+        raise ValueError(msg)
+    given = bool(args or kwargs)
+    if frontend == "execution" and not given and inspect.signature(model.forward).parameters:
+        msg = "tracing by execution runs the model, so it needs an input: fxray.trace(model, x)"
+        raise TraceError(msg)
+    with _LOCK:
+        if frontend == "symbolic" or (frontend is None and not given):
+            return _trace_symbolically(model, args, kwargs or {})
+        return _trace_by_execution(model, args, kwargs or {})
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        kind = model.__qualname__ if isinstance(model, type) else type(model).__qualname__
+        hint = f"; pass an instance: {kind}(…)" if isinstance(model, type) else ""
+        msg = f"fxray traces a torch.nn.Module, and this is a {kind}{hint}"
+        raise TypeError(msg)
+
+
+# ---------------------------------------------------------------------- by execution
+
+
+def _trace_by_execution(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Traced:
+    example = _Example.of(model, args, kwargs)
+    written: dict[str, WrittenGraph] = {}
+    fixed: list[str] = []
+    batch_is_free = example.batch is not None
+    for mode in MODES:
+        first, reason = _write_mode(model, example, training=mode == MODES[0])
+        written[mode] = first
+        if reason is not None:
+            batch_is_free = False
+            fixed.append(f"batch size fixed in {mode} mode ({reason})")
+    if example.batch is None:
+        fixed.append("batch size fixed (the inputs share no dim 0)")
+    call = _free(example.call, example.batch) if batch_is_free else example.call
+    call = _exact(call, example.tensors, written)
+    flags = _flags_that_matter(model, written)
+    programs = {
+        mode: Program(w.graph, call, _renamed(w, mode), flags[mode]) for mode, w in written.items()
+    }
+    module = TracedModule(model, programs)
+    comparisons = [
+        compare(model, module, example.run, training=mode == MODES[0], protect=example.written)
+        for mode in MODES
+    ]
+    worst = max(comparisons, key=lambda c: (c.outputs, c.gradients or 0.0))
+    if worst.outputs == float("inf"):
+        msg = f"{type(model).__name__} traced, but the graph returns something else than the model"
+        raise TraceError(msg)
+    verified = next((c for c in comparisons if not c.equal), comparisons[0])
+    graphs = {mode: w.graph for mode, w in written.items()}
+    report = Report(
+        "execution",
+        {mode: _count(graph) for mode, graph in graphs.items()},
+        ("batch size",) if batch_is_free else (),
+        tuple(fixed),
+        tuple(dict.fromkeys(_guards(graphs))),
+        sum(len(w.constants) for w in written.values()),
+        str(verified),
+        tuple(dict.fromkeys(note for w in written.values() for note in w.notes)),
+    )
+    returns = {mode: w.returns for mode, w in written.items()}
+    return Traced(model, module, architecture_of(model, graphs, returns), report)
+
+
+@attrs.frozen(eq=False)
+class _Example:
+    """The example input: how it is laid out, its tensors, and its batch size."""
+
+    signature: inspect.Signature
+    arguments: Mapping[str, Any]
+    call: CallSpec
+    tensors: tuple[torch.Tensor, ...]
+    batch: int | None
+    written: list[torch.Tensor] = attrs.field(factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Example:
+        signature = inspect.signature(model.forward)
+        try:
+            arguments = bind(signature, args, kwargs)
+        except TypeError as error:
+            msg = f"the input does not fit {type(model).__name__}.forward{signature}: {error}"
+            raise TraceError(msg) from error
+        call = CallSpec.of(arguments)
+        tensors = tuple(call.flatten(arguments))
+        return cls(signature, arguments, call, tensors, batch_size(tensors))
+
+    def sized(self, size: int | None) -> tuple[list[torch.Tensor], tuple[Any, ...], dict[str, Any]]:
+        """Return fresh copies of the tensors, at batch `size`, and the call that passes them."""
+        tensors = []
+        for tensor in self.tensors:
+            same = size is None or not tensor.dim() or size == self.batch
+            copy = tensor.detach().clone() if same else resize(tensor, int(size or 0))
+            tensors.append(copy.requires_grad_(tensor.requires_grad))
+        arguments = self.call.fill(tensors)
+        return tensors, *call_with(self.signature, arguments)
+
+    def run(self, module: nn.Module) -> Any:
+        """Run a module on a fresh copy of the example."""
+        _, args, kwargs = self.sized(None)
+        return module(*args, **kwargs)
+
+
+def _write_mode(
+    model: nn.Module, example: _Example, *, training: bool
+) -> tuple[WrittenGraph, str | None]:
+    """Return the graph of one mode and why the batch is not free in it, if it is not.
+
+    The second trace, at another batch size and with other random numbers, shows what
+    follows the batch. Where the two differ, a third at the first size tells a batch
+    that matters from a forward that draws its own random numbers in Python.
+    """
+    batch = example.batch
+    # One row is special to many models (and impossible for BatchNorm): look at two and three.
+    base = None if batch is None else max(batch, 2)
+    first = _write(model, example, base, seed=0, training=training)
+    if batch is None or base is None:
+        return first, None
+    try:
+        second = _write(model, example, base + 1, seed=1, training=training)
+        apart = difference(first, second)
+    except Exception as error:  # noqa: BLE001 - whatever the model raises at another batch size
+        apart = f"with one row more: {error}"
+    if apart is None:
+        return drop_settled_guards(first, second), None
+    own = first if base == batch else _write(model, example, batch, seed=0, training=training)
+    again = _write(model, example, batch, seed=1, training=training)
+    random = difference(own, again)
+    if random is not None:
+        msg = (
+            f"{type(model).__name__} runs differently from one call to the next on the same input "
+            f"({random}): it draws random numbers in Python or numpy, which a graph cannot hold "
+            "yet. Draw them with torch, or switch this off while tracing"
+        )
+        raise TraceError(msg)
+    return own, apart
+
+
+def _write(
+    model: nn.Module, example: _Example, size: int | None, *, seed: int, training: bool
+) -> WrittenGraph:
+    state = ModelState(model)
+    tensors, args, kwargs = example.sized(size)
+    try:
+        with preserved_rng(seed), training_flags(model, training=training), torch.enable_grad():
+            writer = GraphWriter(model, state)
+            return writer.write_call(example.call, tensors, lambda: model(*args, **kwargs))
+    except TraceError:
+        raise
+    except Exception as error:
+        mode = mode_name(training=training)
+        shapes = ", ".join(f"{leaf.path} {leaf.spec}" for leaf in example.call.tensor_leaves)
+        msg = (
+            f"{type(model).__name__} itself fails on this input in {mode} mode ({shapes}): {error}"
+        )
+        raise TraceError(msg) from error
+    finally:
+        example.written.extend(state.protected())
+        state.restore()
+
+
+def _free(call: CallSpec, batch: int | None) -> CallSpec:
+    leaves = [
+        attrs.evolve(leaf, free=frozenset([0]))
+        if leaf.spec is not None and leaf.spec.shape and leaf.spec.shape[0] == batch
+        else leaf
+        for leaf in call.leaves
+    ]
+    return attrs.evolve(call, leaves=tuple(leaves))
+
+
+def _exact(
+    call: CallSpec, tensors: Sequence[torch.Tensor], written: Mapping[str, WrittenGraph]
+) -> CallSpec:
+    """Require the traced dtype and device where the forward looked at one."""
+    reads = frozenset().union(*(w.reads for w in written.values()))
+    given = iter(tensors)
+    leaves = []
+    for leaf in call.leaves:
+        if leaf.spec is not None:
+            tensor = next(given)
+            leaf = attrs.evolve(  # noqa: PLW2901
+                leaf,
+                dtype=tensor.dtype if "dtype" in reads else None,
+                device=tensor.device if "device" in reads else None,
+            )
+        leaves.append(leaf)
+    return attrs.evolve(call, leaves=tuple(leaves))
+
+
+def _renamed(written: WrittenGraph, mode: str) -> dict[str, Any]:
+    """Return the constants under names of the mode's own: both modes share one module."""
+    renamed = {}
+    for node in written.graph.nodes:
+        if node.op == "get_attr" and node.target in written.constants:
+            name = f"_{mode}{node.target}"
+            renamed[name] = written.constants[node.target]
+            node.target = name
+    return renamed
+
+
+def _flags_that_matter(
+    model: nn.Module, written: Mapping[str, WrittenGraph]
+) -> dict[str, dict[str, bool]]:
+    """Return, by mode, the `training` flags of inlined modules on which their ops depend."""
+    lines = {mode: _lines_by_module(w.graph) for mode, w in written.items()}
+    paths = dict.fromkeys(path for w in written.values() for path in w.inlined if path)
+    matter = [path for path in paths if lines["train"].get(path) != lines["eval"].get(path)]
+    flags = {}
+    for mode in MODES:
+        training = mode == MODES[0]
+        keeps = model.training == training
+        flags[mode] = {
+            path: model.get_submodule(path).training if keeps else training for path in matter
+        }
+    return flags
+
+
+def _lines_by_module(graph: Any) -> dict[str, list[str]]:
+    lines: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        own = next((path for path, _ in reversed(stack.values())), "")
+        constants = [a for a in (*node.args, *node.kwargs.values()) if not hasattr(a, "op")]
+        lines.setdefault(own, []).append(f"{node.op} {node.target} {constants}")
+    return lines
+
+
+def _guards(graphs: Mapping[str, Any]) -> list[str]:
+    return [
+        str(node.args[2]).replace("\\", "/").rpartition("/")[2]
+        for graph in graphs.values()
+        for node in graph.nodes
+        if "fxray_guard" in node.meta
+    ]
+
+
+def _count(graph: Any) -> int:
+    return sum(info_of(node) is not None for node in graph.nodes)
+
+
+# ---------------------------------------------------------------------- by torch.fx
+
+
+def _trace_symbolically(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Traced:
+    written = write_symbolically(model)
+    graphs = {mode: w.graph for mode, w in written.items()}
+    programs = {
+        mode: Program(w.graph, open_call(model), _renamed(w, mode)) for mode, w in written.items()
+    }
+    module = TracedModule(model, programs)
+    verified = Report("symbolic", {}).verified
+    if args or kwargs:
+        example = _Example.of(model, args, kwargs)
+        comparisons = [
+            compare(model, module, example.run, training=mode == MODES[0]) for mode in MODES
+        ]
+        verified = str(next((c for c in comparisons if not c.equal), comparisons[0]))
+    counts = {mode: _count(graph) for mode, graph in graphs.items()}
+    notes = tuple(dict.fromkeys(note for w in written.values() for note in w.notes))
+    report = Report("symbolic", counts, verified=verified, notes=notes)
+    returns = {mode: w.returns for mode, w in written.items()}
+    return Traced(model, module, architecture_of(model, graphs, returns), report)

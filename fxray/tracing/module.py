@@ -1,0 +1,238 @@
+"""A traced model: graphs by mode that run over the model's own parameters."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import linecache
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import fx, nn
+
+from fxray.errors import SpecialisationError
+from fxray.tracing.call import CallSpec, OpenCall, bind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["MODES", "Program", "TracedModule", "mode_name"]
+
+MODES = ("train", "eval")
+
+_SHARED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+
+
+def mode_name(*, training: bool) -> str:
+    """Return `"train"` or `"eval"`."""
+    return MODES[0] if training else MODES[1]
+
+
+@attrs.frozen(eq=False)
+class Program:
+    """One graph and all it takes to run it.
+
+    Attributes:
+        graph: the fx graph; its placeholders are the tensor leaves of `call`.
+        call: how the arguments were laid out, and which sizes are free.
+        constants: attributes the graph reads that the model does not hold.
+        flags: `training` of the inlined modules whose ops depend on it, by path.
+    """
+
+    graph: fx.Graph
+    call: CallSpec | OpenCall
+    constants: Mapping[str, Any] = attrs.field(factory=dict)
+    flags: Mapping[str, bool] = attrs.field(factory=dict)
+
+
+class TracedModule(fx.GraphModule):
+    """Runs the graph of the current mode over the original model's own state.
+
+    `_modules`, `_parameters` and `_buffers` are the original's dicts, and `training`
+    is the original's flag: state_dict keys are equal, optimizers made before stay
+    valid, tied weights stay tied, and `.to()` or `.eval()` on either moves both.
+    Attributes it does not have are the original's.
+    """
+
+    _original: nn.Module
+    _programs: dict[str, Program]
+
+    def __init__(self, original: nn.Module, programs: Mapping[str, Program]) -> None:
+        super().__init__(nn.Module(), fx.Graph(), type(original).__name__)
+        for name in _SHARED:
+            self.__dict__[name] = original.__dict__[name]
+        self.__dict__["_original"] = original
+        self.__dict__["_programs"] = dict(programs)
+        self.__dict__["_signature"] = inspect.signature(original.forward)
+        for program in programs.values():
+            self.__dict__.update(program.constants)
+        self.recompile()
+
+    @property
+    def original(self) -> nn.Module:
+        """The model that was traced."""
+        model: nn.Module = self.__dict__["_original"]
+        return model
+
+    @property
+    def programs(self) -> Mapping[str, Program]:
+        """The graph of each mode and all it takes to run it."""
+        return dict(self.__dict__["_programs"])
+
+    # ------------------------------------------------------------------ running
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the graph of the current mode on the arguments of one call.
+
+        Raises:
+            SpecialisationError: the call is not one the graph was traced for.
+        """
+        mode = mode_name(training=self.training)
+        return self._forwards[mode](self, *self._inputs(mode, args, kwargs))
+
+    def _inputs(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        program = self._programs[mode]
+        if program.flags:
+            self._check_flags(program)
+        plain = self._plain_leaves[mode]
+        if plain is not None and not kwargs and len(args) == len(plain):
+            for leaf, value in zip(plain, args, strict=True):
+                leaf.check(value)
+            return args
+        return program.call.flatten(bind(self._signature, args, kwargs))
+
+    def _check_flags(self, program: Program) -> None:
+        for path, flag in program.flags.items():
+            if self._original.get_submodule(path).training is not flag:
+                was, now = mode_name(training=flag), mode_name(training=not flag)
+                msg = (
+                    f"module {path!r} was in {was} mode when the model was traced and is in {now} "
+                    "mode now, and what it computes depends on it. Set the mode of its "
+                    "sub-modules first, then trace again (xray.model = model)"
+                )
+                raise SpecialisationError(msg)
+
+    # ------------------------------------------------------------------ torch.fx's own interface
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The fx graph of the current mode."""
+        if "_programs" not in self.__dict__:
+            return self._graph
+        return self.graphs[mode_name(training=self.training)]
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        if "_programs" not in self.__dict__:  # GraphModule.__init__, before there are modes
+            self._graph = graph
+            # Dynamo asks every GraphModule where its lines came from.
+            self._lineno_map, self._prologue_start = {}, None
+            return
+        mode = mode_name(training=self.training)
+        self._programs[mode] = attrs.evolve(self._programs[mode], graph=graph)
+        self.recompile()
+
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """The fx graph by mode."""
+        return {mode: program.graph for mode, program in self._programs.items()}
+
+    @property
+    def code(self) -> str:
+        """The Python code of the current mode's graph."""
+        return str(self._codes[mode_name(training=self.training)])
+
+    def recompile(self) -> Any:
+        """Make the code of the graphs anew, after one was edited."""
+        if "_programs" not in self.__dict__:
+            return super().recompile()
+        compiled = {mode: compile_graph(p.graph) for mode, p in self._programs.items()}
+        self.__dict__["_forwards"] = {mode: run for mode, (run, _) in compiled.items()}
+        self.__dict__["_codes"] = {mode: code for mode, (_, code) in compiled.items()}
+        self.__dict__["_plain_leaves"] = {
+            mode: program.call.leaves if program.call.all_plain_tensors else None
+            for mode, program in self._programs.items()
+        }
+        # fx gives every GraphModule a class of its own, to which its forward belongs.
+        type(self).forward = _forward_like(self._signature)
+        return None
+
+    # ------------------------------------------------------------------ one self with the original
+
+    @property
+    def training(self) -> bool:
+        """Whether in training mode: the original's own flag."""
+        original = self.__dict__.get("_original")
+        return True if original is None else bool(original.training)
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        original = self.__dict__.get("_original")
+        if original is not None:
+            original.training = mode
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            original = self.__dict__.get("_original")
+            if original is None or name.startswith("__"):
+                raise
+            return getattr(original, name)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        result: Any = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for mode, program in self._programs.items():
+            moved = {
+                name: fn(value) if isinstance(value, torch.Tensor) else value
+                for name, value in program.constants.items()
+            }
+            self.__dict__.update(moved)
+            self._programs[mode] = attrs.evolve(program, constants=moved)
+        return result
+
+    # ------------------------------------------------------------------ copies
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
+        rebuild, state = self.__reduce__()
+        copied: TracedModule = rebuild(*copy.deepcopy(state, memo))
+        memo[id(self)] = copied
+        return copied
+
+    def __copy__(self) -> TracedModule:
+        rebuild, state = self.__reduce__()
+        copied: TracedModule = rebuild(*state)
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TracedModule, (self._original, self._programs)
+
+    def __reduce_package__(self, exporter: Any) -> Any:
+        msg = f"{type(self).__name__} cannot go into a torch.package; save its state_dict"
+        raise NotImplementedError(msg)
+
+
+def compile_graph(graph: fx.Graph) -> tuple[Callable[..., Any], str]:
+    """Return the function that runs `graph` on a module and its inputs, and its code."""
+    python_code = graph.python_code(root_module="self")
+    namespace = dict(python_code.globals)
+    file = f"<fxray graph {id(graph):x}>"
+    # So that a traceback through the graph shows its lines.
+    lines = python_code.src.splitlines(keepends=True)
+    linecache.cache[file] = (len(python_code.src), None, lines, file)
+    exec(compile(python_code.src, file, "exec"), namespace)  # noqa: S102 - how fx runs graphs
+    return namespace["forward"], python_code.src
+
+
+def _forward_like(signature: inspect.Signature) -> Callable[..., Any]:
+    """Return a forward that shows `signature`: trainers read it to know what to pass."""
+
+    def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:
+        return self._call(args, kwargs)
+
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    parameters = [own, *signature.parameters.values()]
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return forward

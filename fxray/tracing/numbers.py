@@ -1,0 +1,155 @@
+"""Sizes as Python numbers that remember the node they came from.
+
+`x.view(x.size(0), -1)` must stay true for another batch size. A symbolic size would
+need the model's cooperation at every `isinstance` and every C function; an `int`
+subclass needs none: Python and torch see an int, the writer finds the node on it.
+What makes an exact int of it (`int(n)`, `range(n)`, an f-string) loses the node; the
+comparison of two traces at different batch sizes finds those (`batch.py`).
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import fx
+
+__all__ = ["NumberWriter", "TracedFloat", "TracedInt"]
+
+
+class NumberWriter(Protocol):
+    """What a traced number asks of the trace it belongs to."""
+
+    @property
+    def writing(self) -> bool:
+        """Whether the trace still takes nodes, on this thread, here."""
+        ...
+
+    def write_number(self, target: Callable[..., Any], args: tuple[Any, ...], value: Any) -> Any:
+        """Write the node of an arithmetic result; return `value`, remembering it."""
+        ...
+
+    def write_comparison(
+        self, target: Callable[..., Any], args: tuple[Any, ...], *, held: bool
+    ) -> None:
+        """Write a guard: the comparison must come out as `held` again."""
+        ...
+
+
+_ARITHMETIC = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "truediv": operator.truediv,
+    "mod": operator.mod,
+    "pow": operator.pow,
+}
+_COMPARISON = {
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+}
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as an exact int or float, its node forgotten."""
+    if isinstance(value, TracedInt):
+        return int.__int__(value)
+    if isinstance(value, TracedFloat):
+        return float.__float__(value)
+    return value
+
+
+class _Traced:
+    """The part that the traced int and the traced float share."""
+
+    node: fx.Node
+    writer: NumberWriter
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(plain(self)), (plain(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return plain(self)
+
+    def __bool__(self) -> bool:
+        held = bool(plain(self))
+        if self.writer.writing:
+            self.writer.write_comparison(operator.ne, (self, 0), held=held)
+        return held
+
+
+class TracedInt(_Traced, int):
+    """An int that remembers the node it came from."""
+
+    def __new__(cls, value: int, node: fx.Node, writer: NumberWriter) -> Self:
+        """Return `value`, come from `node` of the trace that `writer` writes."""
+        self = super().__new__(cls, value)
+        self.node, self.writer = node, writer
+        return self
+
+
+class TracedFloat(_Traced, float):
+    """A float that remembers the node it came from."""
+
+    def __new__(cls, value: float, node: fx.Node, writer: NumberWriter) -> Self:
+        """Return `value`, come from `node` of the trace that `writer` writes."""
+        self = super().__new__(cls, value)
+        self.node, self.writer = node, writer
+        return self
+
+
+def _arithmetic(base: type, name: str, target: Callable[..., Any], *, swapped: bool) -> Any:
+    method = getattr(base, name)
+
+    def run(self: Any, other: Any) -> Any:
+        value = method(plain(self), plain(other))
+        if value is NotImplemented or not self.writer.writing:
+            return value
+        return self.writer.write_number(target, (other, self) if swapped else (self, other), value)
+
+    return run
+
+
+def _comparison(base: type, name: str, target: Callable[..., Any]) -> Any:
+    method = getattr(base, name)
+
+    def run(self: Any, other: Any) -> Any:
+        held = method(plain(self), plain(other))
+        if held is not NotImplemented and self.writer.writing:
+            self.writer.write_comparison(target, (self, other), held=held)
+        return held
+
+    return run
+
+
+def _negation() -> Any:
+    def run(self: Any) -> Any:
+        value = -plain(self)
+        if not self.writer.writing:
+            return value
+        return self.writer.write_number(operator.neg, (self,), value)
+
+    return run
+
+
+for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
+    for _name, _target in _ARITHMETIC.items():
+        for _prefix in ("", "r"):
+            _method = f"__{_prefix}{_name}__"
+            setattr(_cls, _method, _arithmetic(_base, _method, _target, swapped=bool(_prefix)))
+    for _name, _target in _COMPARISON.items():
+        setattr(_cls, f"__{_name}__", _comparison(_base, f"__{_name}__", _target))
+    for _method, _value in (
+        ("__neg__", _negation()),
+        ("__hash__", _base.__hash__),
+        ("__repr__", _base.__repr__),
+    ):
+        setattr(_cls, _method, _value)

@@ -1,0 +1,190 @@
+"""From the nodes of fx graphs to the ops of an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import fx, nn
+
+from fxray.architecture import Architecture, Op, Role, TensorSpec
+from fxray.tracing.names import number_paths, type_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["NodeInfo", "architecture_of", "info_of", "module_fields", "path_of", "tensor_items"]
+
+_INFO, _PATH = "fxray_info", "fxray_path"
+
+
+@attrs.frozen
+class NodeInfo:
+    """What the tracer saw of an op; `Op` without its names.
+
+    Attributes:
+        call: for a module, its call (`"conv1"`, `"conv1@1"`); for an input or a
+            parameter, its path; for the rest the module call it stands in.
+        name: for a function or method, what it is called in a path; else empty.
+    """
+
+    role: Role
+    call: str
+    name: str
+    type: str
+    target: str
+    scope: tuple[str, ...] = ()
+    module: str | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    items: tuple[str, ...] = ("",)
+    parameters: Mapping[str, TensorSpec] = attrs.field(factory=dict)
+    settings: str = ""
+    where: str = ""
+
+
+def info_of(node: fx.Node) -> NodeInfo | None:
+    """Return what the tracer saw of `node`, None if it is no op."""
+    return node.meta.get(_INFO)
+
+
+def set_info(node: fx.Node, info: NodeInfo) -> None:
+    """Make an op of `node`."""
+    node.meta[_INFO] = info
+
+
+def path_of(node: fx.Node) -> str | None:
+    """Return the canonical path of the op that `node` is, None if it is no op."""
+    return node.meta.get(_PATH)
+
+
+def module_fields(module: nn.Module) -> dict[str, Any]:
+    """Return the `NodeInfo` fields that a leaf module decides by itself."""
+    cls = type(module)
+    return {
+        "target": f"{cls.__module__}.{cls.__qualname__}",
+        "parameters": {name: TensorSpec.of(p) for name, p in module.named_parameters()},
+        "settings": module.extra_repr(),
+    }
+
+
+def tensor_items(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (item, tensor) for every tensor in nested tuples, lists and dicts.
+
+    >>> a = torch.zeros(())
+    >>> [item for item, _ in tensor_items((a, {"h": a}, [a, None]))]
+    ['0', '1.h', '2.0']
+    """
+    if isinstance(value, torch.Tensor):
+        yield prefix, value
+        return
+    if isinstance(value, dict):
+        pairs: Any = value.items()
+    elif isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        pairs = enumerate(value)
+    else:
+        return
+    for key, inner in pairs:
+        yield from tensor_items(inner, f"{prefix}.{key}" if prefix else str(key))
+
+
+def name_ops(graph: fx.Graph) -> None:
+    """Give every op of `graph` its path."""
+    ops = [(node, info) for node in graph.nodes if (info := info_of(node)) is not None]
+    taken = {info.call for _, info in ops if info.role == "module"}
+    functions = [(node, info) for node, info in ops if info.name]
+    paths = number_paths((info.call, info.name) for _, info in functions)
+    for (node, _), path in zip(functions, paths, strict=True):
+        node.meta[_PATH] = f"{path}@op" if path in taken else path
+        taken.add(node.meta[_PATH])
+    for node, info in ops:
+        if not info.name:
+            # An argument may be called as a module or an op is: model(conv1=…).
+            clash = info.role in ("input", "parameter") and info.call in taken
+            node.meta[_PATH] = f"{info.call}@{info.role}" if clash else info.call
+
+
+def architecture_of(
+    model: nn.Module,
+    graphs: Mapping[str, fx.Graph],
+    returns: Mapping[str, Mapping[str, tuple[fx.Node, ...]]],
+) -> Architecture:
+    """Return the architecture of the graphs of one model by mode, train first.
+
+    Args:
+        model: the traced model.
+        graphs: the fx graph by mode (`"train"`, `"eval"`), their ops named.
+        returns: by mode, the nodes whose tensors each module call returned.
+    """
+    infos: dict[str, NodeInfo] = {}
+    nodes: dict[str, dict[str, str]] = {}
+    edges: dict[tuple[str, str, str], None] = {}
+    for mode, graph in graphs.items():
+        for node in graph.nodes:
+            info, path = info_of(node), path_of(node)
+            if info is None or path is None:
+                continue
+            infos.setdefault(path, info)
+            nodes.setdefault(path, {})[mode] = node.name
+            for source, slot in _sources(node):
+                edges.setdefault((source, path, slot))
+    keys = type_keys(info.type for info in infos.values())
+    ops = [
+        Op(path=path, key=key, nodes=nodes[path], **_op_fields(info))
+        for key, (path, info) in zip(keys, infos.items(), strict=True)
+    ]
+    returned: dict[str, tuple[str, ...]] = {}
+    for calls in returns.values():
+        for call, out in calls.items():
+            paths = (path for node in out for path in _producers(node))
+            returned.setdefault(call, tuple(dict.fromkeys(paths)))
+    modules = {path: type(module).__name__ for path, module in model.named_modules()}
+    return Architecture.build(type(model).__name__, ops, edges, modules, returned)
+
+
+def _op_fields(info: NodeInfo) -> dict[str, Any]:
+    fields = attrs.asdict(info, recurse=False)
+    del fields["call"], fields["name"]
+    return fields
+
+
+def _sources(node: fx.Node) -> Iterator[tuple[str, str]]:
+    """Yield (path of an op, slot) for every tensor that `node` is given."""
+    for slot, argument in _nodes_in((*node.args,), dict(node.kwargs)):
+        for source in _producers(argument):
+            yield source, slot
+
+
+def _nodes_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, fx.Node]]:
+    """Yield (slot, node) for every node in the arguments, nested ones as `"0.1"`."""
+    for i, argument in enumerate(args):
+        yield from _in_argument(argument, str(i))
+    for name, argument in kwargs.items():
+        yield from _in_argument(argument, name)
+
+
+def _in_argument(value: Any, slot: str) -> Iterator[tuple[str, fx.Node]]:
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, fx.Node):
+        yield slot, value
+    elif isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, (tuple, list)):
+        parts = enumerate(value)
+    elif isinstance(value, slice):
+        parts = ((part, getattr(value, part)) for part in ("start", "stop", "step"))
+    for key, inner in parts:
+        yield from _in_argument(inner, f"{slot}.{key}")
+
+
+def _producers(node: fx.Node) -> tuple[str, ...]:
+    """Return the paths of the ops whose tensor `node` is or holds."""
+    path = path_of(node)
+    if path is not None:
+        return (path,)
+    if node.op == "call_function" and node.meta.get("fxray_passes"):
+        found = (p for _, a in _nodes_in(node.args, dict(node.kwargs)) for p in _producers(a))
+        return tuple(dict.fromkeys(found))
+    return ()

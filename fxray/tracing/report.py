@@ -1,0 +1,47 @@
+"""What a trace obtained, what it fixed, and how far it was verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+__all__ = ["Report"]
+
+
+@attrs.frozen
+class Report:
+    """What a trace obtained.
+
+    Attributes:
+        frontend: `"execution"` or `"symbolic"`.
+        ops: number of ops by mode.
+        free: what may differ from call to call, in words, e.g. `"batch size"`.
+        fixed: what may not, each with the reason.
+        guards: `file:line` of every branch on a size that follows the batch.
+        constants: number of values baked into the graphs.
+        verified: how the graphs compared with the model on the traced input.
+        notes: whatever else a user must know.
+    """
+
+    frontend: str
+    ops: Mapping[str, int]
+    free: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    guards: tuple[str, ...] = ()
+    constants: int = 0
+    verified: str = "not verified: there was no input to run"
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{mode} {count} ops" for mode, count in self.ops.items())
+        parts = [f"traced by {self.frontend} ({counts})"]
+        parts += [f"{what} free" for what in self.free]
+        parts += self.fixed
+        if self.guards:
+            parts.append(f"{len(self.guards)} branches guarded: {', '.join(self.guards)}")
+        if self.constants:
+            parts.append(f"{self.constants} constants baked")
+        parts += self.notes
+        parts.append(self.verified)
+        return "; ".join(parts)

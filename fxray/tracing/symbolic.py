@@ -1,0 +1,289 @@
+"""Tracing without an input, by torch.fx's own symbolic tracer."""
+
+from __future__ import annotations
+
+import collections
+import inspect
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+
+from fxray.architecture import TensorSpec
+from fxray.errors import TraceError
+from fxray.tracing import runtime
+from fxray.tracing.call import OpenCall
+from fxray.tracing.execution import WrittenGraph, is_leaf
+from fxray.tracing.module import MODES
+from fxray.tracing.names import op_name_of, type_of_function, type_of_module
+from fxray.tracing.ops import NodeInfo, info_of, module_fields, name_ops, set_info
+from fxray.tracing.patches import SKIPPED_FILES, patched_contexts, user_line
+from fxray.tracing.state import ModelState, preserved_rng, training_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["open_call", "write_symbolically"]
+
+_NUMBER_METHODS = frozenset(
+    ["size", "dim", "ndimension", "numel", "nelement", "element_size", "stride"]
+)
+_NUMBER_PROPERTIES = frozenset(["shape", "ndim", "dtype", "device", "is_cuda", "requires_grad"])
+_SEVERAL = frozenset(
+    [
+        *("lstm", "gru", "rnn", "multiheadattention"),
+        *("chunk", "split", "unbind", "tensor_split", "hsplit", "vsplit", "meshgrid"),
+        *("topk", "sort", "max", "min", "median", "mode", "unique", "svd", "qr", "eigh"),
+    ]
+)
+"""Types that return several tensors: an integer index of theirs unpacks, it does not compute."""
+
+
+def open_call(model: nn.Module) -> OpenCall:
+    """Return what a graph traced without an input takes."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return OpenCall(
+        tuple(p.name for p in named if p.default is p.empty),
+        {p.name: p.default for p in named if p.default is not p.empty},
+    )
+
+
+def write_symbolically(model: nn.Module) -> dict[str, WrittenGraph]:
+    """Return the graph of each mode.
+
+    A module whose forward fx cannot follow is kept as one op, its class with it.
+
+    Raises:
+        TraceError: the model's own forward cannot be followed; names file and line.
+    """
+    leaves: dict[type[nn.Module], str] = {}
+    while True:
+        try:
+            return {m: _write(model, leaves, training=m == MODES[0]) for m in MODES}
+        except _Unfollowed as failure:
+            if failure.module is None or type(failure.module) in leaves:
+                msg = (
+                    f"{failure.where}: torch.fx cannot follow the forward without an input: "
+                    f"{failure.reason}. Give one: fxray.trace(model, x)"
+                )
+                raise TraceError(msg) from failure.__cause__
+            leaves[type(failure.module)] = failure.where
+
+
+class _Unfollowed(Exception):  # noqa: N818 - caught by the one who raises it
+    """The innermost module that fx failed in, None for the root, and where."""
+
+    def __init__(self, module: nn.Module | None, where: str, reason: str) -> None:
+        super().__init__(reason)
+        self.module, self.where, self.reason = module, where, reason
+
+
+def _write(model: nn.Module, leaves: dict[type[nn.Module], str], *, training: bool) -> WrittenGraph:
+    state = ModelState(model)
+    tracer = _Tracer(model, frozenset(leaves))
+    try:
+        with preserved_rng(0), training_flags(model, training=training), patched_contexts(tracer):
+            graph = tracer.trace(model)
+    except TraceError:
+        raise
+    except Exception as error:
+        inner = tracer.stack[-1].partition("@")[0] if tracer.stack else ""
+        module = model.get_submodule(inner) if inner else None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _Unfollowed(module, _user_frame(error), reason) from error
+    finally:
+        tracer.writing = False
+        state.restore()
+    _drop_numbers(graph)
+    name_ops(graph)
+    graph.lint()
+    notes = [f"{cls.__name__} kept as one op ({where})" for cls, where in leaves.items()]
+    inlined = tuple(dict.fromkeys(c.partition("@")[0] for c in tracer.returns))
+    return WrittenGraph(graph, tracer.constants, tracer.returns, inlined, notes=tuple(notes))
+
+
+def _user_frame(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if not f.filename.startswith(SKIPPED_FILES)]
+    return f"{ours[-1].filename}:{ours[-1].lineno}" if ours else "?"
+
+
+class _Tracer(fx.Tracer):
+    """fx's tracer, which also notes what every node is and where it stands."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, model: nn.Module, leaves: frozenset[type[nn.Module]]) -> None:
+        super().__init__()
+        self._model, self._leaves = model, leaves
+        self.stack: list[str] = []
+        self.returns: dict[str, tuple[fx.Node, ...]] = {}
+        self.constants: dict[str, Any] = {}
+        self.writing = True
+        self._calls: collections.Counter[str] = collections.Counter()
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    # ------------------------------------------------------------------ fx's interface
+
+    def create_args_for_root(
+        self,
+        root_fn: Any,
+        is_module: bool,  # noqa: ARG002
+        concrete_args: Any = None,  # noqa: ARG002
+    ) -> tuple[Any, list[Any]]:
+        """Make a proxy of each argument without a default; Python fills in the rest.
+
+        A proxy for `mask=None` would take the branch of a mask that was given.
+        """
+        names = open_call(self._model).required
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
+
+        def run(root: nn.Module, *given: Any) -> Any:
+            out = root_fn(root, **dict(zip(names, given, strict=True)))
+            self._note_returned("", out)
+            return out
+
+        return run, [self._model, *proxies]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        """Return whether `m` stays one op."""
+        return is_leaf(m) or type(m) in self._leaves
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Note the call, then do as fx does."""
+        path = self.path_of_module(m)
+        count = self._calls[path]
+        self._calls[path] += 1
+        call = f"{path}@{count}" if count else path
+        if self.is_leaf_module(m, path):
+            out = super().call_module(m, forward, args, kwargs)
+            self._describe_module(out.node, m, path, call)
+        else:
+            self.stack.append(call)
+            out = super().call_module(m, forward, args, kwargs)
+            self.stack.pop()  # not in a finally: what failed is then still on top
+        self._note_returned(call, out)
+        return out
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Make the node and note what it is."""
+        node = super().create_node(kind, target, *args, **kwargs)
+        if kind == "placeholder":
+            set_info(node, NodeInfo("input", str(target), "", "input", "input"))
+        elif kind == "get_attr" and target in self._parameters:
+            spec = TensorSpec.of(self._parameters[target])
+            own = {target.rpartition(".")[2]: spec}
+            info = NodeInfo(
+                "parameter", target, "", "parameter", "parameter", tuple(self.stack),
+                outputs=(spec,), parameters=own,
+            )  # fmt: skip
+            set_info(node, info)
+        elif kind in ("call_function", "call_method"):
+            self._describe_call(node, kind, target)
+        return node
+
+    # ------------------------------------------------------------------ what patches write
+
+    def write(self, target: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Write a `call_function` node that is no op."""
+        proxy = self.create_proxy("call_function", target, args, kwargs or {})
+        proxy.node.meta.pop("fxray_info", None)
+        return proxy
+
+    def call_object(
+        self, target: Any, name: str, run: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Write something that is no plain function as one node."""
+        if not any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
+            return run(*args, **kwargs)
+        attribute = f"_constant_{len(self.constants)}"
+        self.constants[attribute] = target
+        held = self.create_proxy("get_attr", attribute, (), {})
+        proxy = self.create_proxy("call_function", runtime.run_object, (held, *args), kwargs)
+        self._describe_call(proxy.node, "call_function", name)
+        return proxy
+
+    # ------------------------------------------------------------------ notes
+
+    def _describe_module(self, node: fx.Node, m: nn.Module, path: str, call: str) -> None:
+        info = NodeInfo(
+            "module",
+            call,
+            "",
+            type_of_module(m),
+            scope=tuple(self.stack),
+            module=path,
+            where=_short(user_line()),
+            **module_fields(m),
+        )
+        set_info(node, info)
+
+    def _describe_call(self, node: fx.Node, kind: str, target: Any) -> None:
+        if _is_number(node):
+            node.meta["fxray_number"] = True
+            return
+        if _unpacks(node):
+            node.meta["fxray_passes"] = True
+            return
+        method = kind == "call_method"
+        module = "torch.Tensor" if method else getattr(target, "__module__", None) or "torch"
+        name = target if isinstance(target, str) else getattr(target, "__name__", "op")
+        if target is getattr:
+            name = str(node.args[1])
+        info = NodeInfo(
+            "method" if method else "function",
+            self.stack[-1] if self.stack else "",
+            op_name_of(name),
+            type_of_function(name),
+            f"{module.removeprefix('_')}.{name}",
+            scope=tuple(self.stack),
+            where=_short(user_line()),
+        )
+        set_info(node, info)
+
+    def _note_returned(self, call: str, out: Any) -> None:
+        found: list[fx.Node] = []
+        fx.node.map_aggregate(
+            out, lambda value: found.append(value.node) if isinstance(value, fx.Proxy) else None
+        )
+        self.returns[call] = tuple(found)
+
+
+def _short(line: tuple[str, int]) -> str:
+    file, number = line
+    return f"{file.replace(chr(92), '/').rpartition('/')[2]}:{number}" if file else ""
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Return whether `node` is a size or arithmetic on sizes: no tensor, as far as one can tell."""
+    if node.op == "call_method":
+        return node.target in _NUMBER_METHODS
+    if node.target is getattr:
+        return node.args[1] in _NUMBER_PROPERTIES
+    sources = node.all_input_nodes
+    arithmetic = getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
+    return arithmetic and bool(sources) and all(s.meta.get("fxray_number") for s in sources)
+
+
+def _unpacks(node: fx.Node) -> bool:
+    if node.op != "call_function" or getattr(node.target, "__name__", "") != "getitem":
+        return False
+    source, key = node.args
+    if not isinstance(source, fx.Node) or not isinstance(key, (int, str)):
+        return False
+    info = info_of(source)
+    if info is not None:
+        return info.type in _SEVERAL
+    # Only an LSTM nests: (output, (h, c)). What is taken of h or c itself is computed.
+    whole = source.args[0] if source.meta.get("fxray_passes") else None
+    if not isinstance(whole, fx.Node):
+        return False
+    found, nested = info_of(whole), source.args[1]
+    return found is not None and found.type == "lstm" and bool(nested == 1)
+
+
+def _drop_numbers(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        if not node.users and (node.meta.get("fxray_number") or node.op == "get_attr"):
+            graph.erase_node(node)

@@ -1,0 +1,106 @@
+"""What a writer must know of torch's calls: which compute, which only tell, which write."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = [
+    "EXACT",
+    "METHOD_TYPES",
+    "PYTHON_METHODS",
+    "READS",
+    "SIZES",
+    "TENSOR_PROPERTIES",
+    "TORCH_CONSTANTS",
+    "VALUES",
+    "grad_mode_owner",
+    "is_leaf",
+    "qualified_name",
+    "writes_in_place",
+]
+
+_CONTAINERS = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+
+PYTHON_METHODS = {
+    id(method): name
+    for name in dir(torch.Tensor)
+    if isinstance(method := getattr(torch.Tensor, name, None), types.FunctionType)
+}
+"""Tensor methods written in Python, whose `__name__` is often another than their own."""
+
+METHOD_TYPES = (types.MethodDescriptorType, types.WrapperDescriptorType)
+
+READS = frozenset(
+    [
+        *("data_ptr", "dim", "ndimension", "element_size", "stride", "storage_offset"),
+        *("get_device", "has_names", "untyped_storage"),
+        *("__hash__", "__repr__", "__format__", "__deepcopy__", "__dir__"),
+    ]
+)
+"""Methods that tell about a tensor and compute nothing."""
+
+SIZES = frozenset(["size", "numel", "nelement", "__len__"])
+
+VALUES = frozenset(
+    [
+        *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"),
+        *("__array__", "item", "tolist", "numpy", "is_nonzero", "equal", "allclose"),
+    ]
+)
+"""Ways for a tensor's numbers to reach Python, where a graph cannot follow them."""
+
+TENSOR_PROPERTIES = frozenset(["data", "T", "mT", "H", "mH", "real", "imag"])
+
+EXACT = (int, float, complex, bool, str, type(None), type(Ellipsis))
+TORCH_CONSTANTS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Return whether `module` stays one op: torch's own layers, scripted modules."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    if isinstance(module, _CONTAINERS):
+        return False
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn."))
+
+
+def writes_in_place(name: str) -> bool:
+    """Return whether the tensor method called `name` writes the tensor it is called on."""
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
+
+
+def qualified_name(func: Any, name: str, *, method: bool) -> str:
+    """Return the qualified name of a function or tensor method, for people."""
+    if method:
+        return f"torch.Tensor.{name}"
+    module = getattr(func, "__module__", None) or "torch"
+    module = "torch.nn.functional" if module == "torch._C._nn" else module
+    return f"{module.removeprefix('_')}.{name}"
+
+
+def grad_mode_owner() -> tuple[int, str]:
+    """Return the id of the context object torch is entering or leaving, and the method."""
+    frame: types.FrameType | None = sys._getframe(1)  # noqa: SLF001
+    owner, method = 0, ""
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("grad_mode.py"):
+            owner, method = id(frame.f_locals.get("self")), frame.f_code.co_name
+        elif owner:
+            break
+        frame = frame.f_back
+    return owner, method

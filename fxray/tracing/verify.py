@@ -1,0 +1,132 @@
+"""A traced module against its original: same outputs, same gradients, or how far."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import nn
+
+from fxray.tracing.ops import tensor_items
+from fxray.tracing.state import ModelState, preserved_rng, training_flags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+__all__ = ["Comparison", "compare"]
+
+
+@attrs.frozen
+class Comparison:
+    """The largest absolute difference found; 0 means bit-equal.
+
+    Attributes:
+        outputs: over every tensor returned; infinite where the structure differs.
+        gradients: over the gradient of every parameter; None where none was computed.
+    """
+
+    outputs: float
+    gradients: float | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether everything compared was bit-equal."""
+        return not self.outputs and not self.gradients
+
+    def __str__(self) -> str:
+        if self.equal:
+            return "verified bit-equal" + ("" if self.gradients is None else ", gradients equal")
+        text = f"verified: outputs differ by up to {self.outputs:.3g}"
+        return text + ("" if self.gradients is None else f", gradients by {self.gradients:.3g}")
+
+
+def compare(
+    original: nn.Module,
+    product: nn.Module,
+    call: Callable[[nn.Module], Any],
+    *,
+    training: bool,
+    protect: Iterable[torch.Tensor] = (),
+) -> Comparison:
+    """Run both in one mode with the same random numbers and compare.
+
+    Neither run leaves anything behind: buffers, gradients, flags, random state.
+
+    Args:
+        original: the user's model.
+        product: the traced module, which shares the model's parameters.
+        call: runs a module on fresh copies of the example input.
+        training: the mode to run in; gradients are compared in training only.
+        protect: parameters that the forward itself writes.
+    """
+    ours = _run(original, product, call, training=training, protect=protect)
+    theirs = _run(original, original, call, training=training, protect=protect)
+    return Comparison(
+        _distance(ours[0], theirs[0]),
+        None if ours[1] is None or theirs[1] is None else _distance(ours[1], theirs[1]),
+    )
+
+
+_Flat = list[tuple[str, torch.Tensor]]
+
+
+def _run(
+    model: nn.Module,
+    module: nn.Module,
+    call: Callable[[nn.Module], Any],
+    *,
+    training: bool,
+    protect: Iterable[torch.Tensor],
+) -> tuple[_Flat, _Flat | None]:
+    state = ModelState(model)
+    for tensor in protect:
+        state.protect(tensor)
+    try:
+        with preserved_rng(0), training_flags(model, training=training), torch.enable_grad():
+            out = list(tensor_items(fields_of(call(module))))
+            gradients = _gradients(model, out) if training else None
+            return [(item, t.detach().clone()) for item, t in out], gradients
+    finally:
+        state.restore()
+
+
+def fields_of(out: Any) -> Any:
+    """Return what a model gave as nested tuples and dicts, dataclasses opened."""
+    if attrs.has(type(out)) or hasattr(type(out), "__dataclass_fields__"):
+        return {name: fields_of(getattr(out, name)) for name in vars(out)}
+    return dict(out) if hasattr(out, "keys") else out
+
+
+def _gradients(model: nn.Module, out: _Flat) -> _Flat | None:
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    parts = [t for _, t in out if t.requires_grad and t.numel()]
+    if not parameters or not parts:
+        return None
+    # Squares, so that a layer whose outputs sum to a constant (softmax) still has a gradient.
+    total = sum(
+        (t * t.conj()).real.sum() if t.is_complex() else t.float().square().sum() for t in parts
+    )
+    grads = torch.autograd.grad(total, [p for _, p in parameters], allow_unused=True)  # type: ignore[arg-type]
+    return [(name, g) for (name, _), g in zip(parameters, grads, strict=True) if g is not None]
+
+
+def _distance(
+    ours: Sequence[tuple[str, torch.Tensor]], theirs: Sequence[tuple[str, torch.Tensor]]
+) -> float:
+    if [item for item, _ in ours] != [item for item, _ in theirs]:
+        return math.inf
+    return max((_apart(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)), default=0.0)
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return math.inf
+    if torch.equal(a, b) or not a.numel():
+        return 0.0
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    a, b = a.to(wide), b.to(wide)
+    same = (a == b) | (a.isnan() & b.isnan())
+    apart = torch.where(same, torch.zeros_like(a), a - b).abs().max().item()
+    return math.inf if math.isnan(apart) else float(apart)
