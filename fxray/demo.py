@@ -279,9 +279,7 @@ def _saved(run: fxray.Run) -> str:
         if (kept.op, kept.kind) not in seen and kept.parameter in ("", "weight"):
             seen.add((kept.op, kept.kind))
             shape = "×".join(map(str, kept.shape)) or "a number"
-            rows.append(
-                (kept.op, kept.kind, kept.selection, str(kept.records), kept.steps, shape)
-            )
+            rows.append((kept.op, kept.kind, kept.selection, str(kept.records), kept.steps, shape))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join([*lines, f"  logged: {', '.join(run.log)}"])

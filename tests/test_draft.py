@@ -728,7 +728,8 @@ def test_names_of_schedules(schedule: Schedule, name: str, text: str) -> None:
 
 
 def test_many_steps_have_a_short_name() -> None:
-    assert len(Schedule(steps=range(1000)).name) == len("steps-") + 8
+    for many in (20, 1000):
+        assert len(Schedule(steps=range(many)).name) == len("steps-") + 8
 
 
 # Estimates
@@ -746,6 +747,12 @@ def test_an_estimate_adds_up(empty: Draft) -> None:
     assert (stem.chunks, relu.chunks) == (2, 9)
     assert cost.seconds > 0
     assert str(cost).splitlines()[-1].startswith("1,000 steps: 62.5 KiB before compression, 9,200")
+
+
+def test_an_estimate_of_an_input_goes_by_the_input(empty: Draft) -> None:
+    empty.mark("pool", input=True, output=True, selection=Whole())
+    output, given = empty.estimate(steps=1).rows
+    assert (output.nbytes, given.nbytes) == (8 * 4 * 4, 8 * 4 * 28 * 28 * 4)
 
 
 def test_larger_records_fill_more_chunks(empty: Draft) -> None:

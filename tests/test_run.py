@@ -597,11 +597,11 @@ def test_statistics_make_a_table_over_steps(run: Run) -> None:
 
 
 def test_the_whole_run_is_a_tree_with_a_node_for_each_stream(run: Run) -> None:
+    assert isinstance(run.to_xarray(), xr.DataTree)
     tree: Any = run.to_xarray()
-    assert isinstance(tree, xr.DataTree)
     assert set(tree.children) == {"train.forward.every10.r0", "train.optimizer.every10.r0",
                                   "valid.forward.every10.r0", "log.r0"}  # fmt: skip
-    node = tree["train.forward.every10.r0"]
+    node: Any = tree["train.forward.every10.r0"]
     assert node["layer1.relu.output"].sel(row=node.step.values == 20).values.max() == 20
     assert not node["layer1.relu.output"].variable._in_memory
     assert np.isnan(tree["log.r0"]["acc"].values[1])

@@ -171,6 +171,12 @@ def test_natural_keeps_of_a_sample_what_it_keeps_in_any_batch(one: int, other: i
     assert torch.equal(few[:shared], many[:shared])
 
 
+def test_natural_reckons_once_for_every_batch_size() -> None:
+    # Else a compiled graph would be made anew, and a cache filled, by every batch size.
+    selection = NaturalSelection("NCHW")
+    assert selection._index((8, 3, 40, 40)) is selection._index((9, 3, 40, 40))
+
+
 def test_natural_of_a_bias_and_of_unknown_dims() -> None:
     selection = NaturalSelection("OIHW", limit=4)
     assert selection.axes_of(4) == "OIHW"
@@ -269,6 +275,7 @@ def test_sample_is_fixed_by_its_seed_and_covers_the_tensor() -> None:
     offsets = torch.stack([Sample(100, s).positions(10_000) % 100 for s in range(50)]).double()
     assert abs(float(offsets.mean()) - 49.5) < 2
     assert float(offsets.std()) == pytest.approx(28.9, abs=1.5)
+    assert min(len(row.diff().unique()) for row in offsets) > 50  # and in no pattern
 
 
 def test_uint16_is_sampled_though_torch_cannot_take_it() -> None:
@@ -399,6 +406,15 @@ class Row:
         return tensor[self.number]
 
 
+@attrs.frozen
+class Derived:
+    _k: int = 2
+    twice: int = attrs.field(init=False, default=4)
+
+    def make_selection(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.sum()
+
+
 class Plain:
     def __init__(self) -> None:
         self.scale = math.inf
@@ -415,6 +431,7 @@ def test_describe_reads_attrs_dataclasses_and_plain_objects() -> None:
     assert describe(Histogram(3, (0, 1)))["settings"] == {"bins": 3, "range": [0, 1]}
     assert describe(Row())["settings"] == {"number": 1, "places": [1, 2]}
     assert describe(Row())["name"] == f"{__name__}.Row"
+    assert describe(Derived())["settings"] == {"k": 2}
     plain = describe(Plain())["settings"]
     assert plain == {
         "scale": "inf",

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from fxray.capture.node import capture, new_handle, receiver_of
-from fxray.tracing.module import Program, TracedModule, compile_graph, mode_name
+from fxray.tracing.module import Program, TracedModule, compile_graph, copy_graph, mode_name
 from fxray.tracing.ops import path_of
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ def insert_captures(graph: fx.Graph, captures: Iterable[Capture], handle: int) -
     kinds: dict[str, list[str]] = {}
     for chosen in captures:
         kinds.setdefault(chosen.op, []).append(chosen.kind)
-    rewritten = fx.Graph()
-    result = rewritten.graph_copy(graph, {})
-    rewritten.output(result)
+    rewritten = copy_graph(graph)
     placeholders = [node for node in rewritten.nodes if node.op == "placeholder"]
     for node in [*rewritten.nodes]:
         wanted = kinds.get(path_of(node) or "", [])
@@ -60,9 +58,7 @@ def _insert(
 
 def erase_captures(graph: fx.Graph) -> fx.Graph:
     """Return a copy of `graph` without its capture nodes: the graph as it was traced."""
-    plain = fx.Graph()
-    result = plain.graph_copy(graph, {})
-    plain.output(result)
+    plain = copy_graph(graph)
     for node in reversed(plain.nodes):
         if node.op == "call_function" and node.target is capture:
             plain.erase_node(node)
@@ -122,7 +118,9 @@ class RewrittenModule(TracedModule):
 
     @graph.setter
     def graph(self, graph: fx.Graph) -> None:
-        TracedModule.graph.fset(self, erase_captures(graph))  # type: ignore[attr-defined]
+        begun = "_programs" in self.__dict__  # else GraphModule.__init__ sets an empty one
+        bare = erase_captures(graph) if begun else graph
+        TracedModule.graph.fset(self, bare)  # type: ignore[attr-defined]
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:

@@ -10,7 +10,7 @@ import attrs
 from fxray.architecture import Op
 from fxray.capture.values import dtype_name, to_numpy
 from fxray.draft import Capture, Schedule
-from fxray.selections import describe, select
+from fxray.selections import NaturalSelection, describe, select
 from fxray.store import ArrayInfo, Record
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class Site:
             if info is None:
                 name = array_name(*self.key, parameter, item, field)
                 told = self._attributes(size, parameter, item, field)
+                # A selection that keeps every dim keeps what they mean.
+                told["axes"] = NaturalSelection(self.capture.axes or None).axes_of(values.ndim)
                 info = ArrayInfo(name, dtype_name(kept), values.shape, told)
                 self._infos[parameter, item, field] = info
             yield info, Record(values, size)
@@ -97,7 +99,6 @@ class Site:
     def _attributes(
         self, size: tuple[int, ...], parameter: str, item: str, field: str
     ) -> dict[str, Any]:
-        selection = self.capture.selection
         return {
             "op": self.op.path,
             "type": self.op.type,
@@ -105,9 +106,8 @@ class Site:
             "parameter": parameter,
             "item": item,
             "field": field,
-            "selection": describe(selection),
+            "selection": describe(self.capture.selection),
             "size": list(size),
-            "axes": getattr(selection, "axes", None) or "",
         }
 
 

@@ -33,12 +33,14 @@ class Capture:
         kind: one of `KINDS`.
         selection: which numbers are kept, told what the dims mean where that is known.
         schedule: at which steps.
+        axes: what the dims of the tensor mean, one letter each; empty where unknown.
     """
 
     op: str
     kind: str
     selection: Selection
     schedule: Schedule
+    axes: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready plain data, the selection as its name and settings."""
@@ -286,7 +288,7 @@ class Draft(MutableMapping[str, Entry]):
         """Return every row of the draft: in graph order, kinds in the order of `KINDS`."""
         if self._captures[0] != self._version:
             rows = tuple(
-                Capture(op.path, kind, self._bound(op, kind, keep.selection), keep.schedule)
+                self._capture(op, kind, keep)
                 for op in self._architecture.values()
                 for kind, keep in self._entries[op.path].keeps.items()
                 if keep.on
@@ -294,13 +296,11 @@ class Draft(MutableMapping[str, Entry]):
             self._captures = (self._version, rows)
         return self._captures[1]
 
-    def _bound(self, op: Op, kind: str, selection: Selection) -> Selection:
+    def _capture(self, op: Op, kind: str, keep: Keep) -> Capture:
         axes = self._layout.axes(op, kind)
-        bind = getattr(selection, "bind", None)
-        if axes is None or not callable(bind):
-            return selection
-        bound: Selection = bind(axes)
-        return bound
+        bind = getattr(keep.selection, "bind", None)
+        selection = bind(axes) if axes is not None and callable(bind) else keep.selection
+        return Capture(op.path, kind, selection, keep.schedule, axes or "")
 
     def estimate(self, steps: int) -> Estimate:
         """Return what recording `steps` training steps will cost, roughly; see `Estimate`."""

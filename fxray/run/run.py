@@ -10,8 +10,9 @@ import numpy as np
 from fxray.architecture import Architecture
 from fxray.errors import StoreError
 from fxray.run import export
+from fxray.run.answers import distinct, missing_step
 from fxray.run.records import Log, OpRecords, find
-from fxray.run.series import Series, distinct, missing_step
+from fxray.run.series import Series
 from fxray.run.sources import LOG, Name, Window, catalogue
 from fxray.run.tables import CaptureTable, RunSummary, human_bytes, kept_rows, tags_text
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from fxray.errors import NotSavedError, UnknownNameError, nearest
 from fxray.run import export
+from fxray.run.answers import distinct, no_record, several_records, some, span
 from fxray.run.sources import Index, Name, Part, Source, Window
 from fxray.store import Row
 from fxray.store.layout import COORDINATES, dtype_of
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
-__all__ = ["Series", "distinct", "missing_step"]
+__all__ = ["Series"]
 
 TRAIN = "train"
-_SHOWN = 6
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -306,7 +306,7 @@ class Series:
             NotSavedError: it kept nothing of this; names the ranks that did.
         """
         if rank not in self._by_rank:
-            msg = f"rank {rank} kept no {self.title}; ranks {_some(self.ranks)} did"
+            msg = f"rank {rank} kept no {self.title}; ranks {some(self.ranks)} did"
             raise NotSavedError(msg)
         return attrs.evolve(self, selected_rank=rank)
 
@@ -322,12 +322,12 @@ class Series:
         """Return the phase that is meant, see `in_phase`."""
         kept = distinct(self.phases)
         if phase is None and TRAIN not in kept and len(kept) > 1:
-            msg = f"{self.title} was kept in phases {_some(kept)}; say which: phase={kept[0]!r}"
+            msg = f"{self.title} was kept in phases {some(kept)}; say which: phase={kept[0]!r}"
             raise NotSavedError(msg)
         if phase is None:
             phase = TRAIN if TRAIN in kept or not kept else kept[0]
         if phase not in kept:
-            there = f"only in {_some(kept)}" if kept else "nor in any other"
+            there = f"only in {some(kept)}" if kept else "nor in any other"
             msg = f"{self.title} was not kept in phase {phase!r}, {there}"
             raise NotSavedError(msg)
         return phase
@@ -339,35 +339,9 @@ class Series:
         found = np.flatnonzero(meant)
         if len(found) == 1:
             return int(found[0])
-        raise self._none(window, phase) if not len(found) else self._several(window, found)
-
-    def _none(self, window: Window, phase: str) -> NotSavedError:
-        kept = self.where(Window(phase=phase))
-        at_step = kept.where(Window(step=window.step)) if window.step is not None else kept
-        if isinstance(window.step, int) and not at_step:
-            what = f"no {self.title} of phase {phase!r}"
-            return missing_step(what, window.step, np.unique(kept.steps))
-        names = [name for name in window.given if name not in ("step", "phase")]
-        there = "; ".join(
-            f"{name} {_some(np.unique(at_step.index.coords[name]).tolist())}" for name in names
-        )
-        return NotSavedError(f"{self.title} has no record with {window}; there are: {there}")
-
-    def _several(self, window: Window, found: NDArray[np.int64]) -> NotSavedError:
-        coords = self.index.coords
-        asked = str(window) or "no more said"
-        for name in ("call", "batch", "step", "epoch"):
-            values = coords[name][found].tolist()
-            if name not in window.given and len(set(values)) == len(values):
-                repaired = ", ".join(filter(None, (str(window), f"{name}={values[0]}")))
-                return NotSavedError(
-                    f"{self.title} has {len(found)} records with {asked}, of "
-                    f"{name} {_some(values)}; say which: .sel({repaired})"
-                )
-        return NotSavedError(
-            f"{self.title} has {len(found)} records with {asked}; say more to "
-            ".sel(step=, epoch=, batch=, call=, phase=), or iterate over the series"
-        )
+        if not len(found):
+            raise no_record(self, window, phase)
+        raise several_records(self, window, found)
 
     # Elsewhere.
 
@@ -429,49 +403,6 @@ class Series:
     def __repr__(self) -> str:
         fields = f", fields {', '.join(self.fields)}" if self.has_fields else ""
         phases = ", ".join(distinct(self.phases))
-        kept = f"{len(self)} records, {_span(np.unique(self.steps))}" if self else "no records"
+        kept = f"{len(self)} records, {span(np.unique(self.steps))}" if self else "no records"
         what = f"{self.dtype} {list(self.shape)}" if not self.has_fields else ""
         return f"<Series {self.title}: {', '.join(filter(None, (kept, phases, what)))}{fields}>"
-
-
-def _some(values: Any) -> str:
-    """Return a few of `values` as text.
-
-    >>> _some(range(9)), _some(["train", "valid"])
-    ('0, 1, 2, 3, 4, 5, …', "'train', 'valid'")
-    """
-    values = list(values)
-    shown = ", ".join(repr(value) for value in values[:_SHOWN])
-    return f"{shown}, …" if len(values) > _SHOWN else shown
-
-
-def distinct(names: NDArray[np.str_]) -> list[str]:
-    """Return each of `names` once, in their order.
-
-    >>> distinct(np.array(["train", "train", "valid"]))
-    ['train', 'valid']
-    """
-    if len(names) and (names == names[0]).all():
-        return [str(names[0])]
-    return list(dict.fromkeys(names.tolist()))
-
-
-def missing_step(what: str, step: int, steps: NDArray[Any]) -> NotSavedError:
-    """Return the error that says that `what` was kept at `step`; names the nearest of `steps`.
-
-    >>> missing_step("no relu.output", 7, np.array([0, 10, 20]))
-    NotSavedError('no relu.output was kept at step 7; nearest: 10, 0. ...')
-    """
-    if not len(steps):
-        return NotSavedError(f"{what} was kept at step {step}, nor at any other")
-    close = steps[np.argsort(np.abs(steps - step), kind="stable")[:2]]
-    return NotSavedError(
-        f"{what} was kept at step {step}; nearest: {_some(close.tolist())}. "
-        f"There are {_span(steps)}: .steps has them all"
-    )
-
-
-def _span(steps: NDArray[Any]) -> str:
-    if len(steps) == 1:
-        return f"step {steps[0]}"
-    return f"steps {steps[0]} to {steps[-1]}, {len(steps)} of them"

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, overload
 import attrs
 import numpy as np
 
+from fxray.run.answers import distinct
 from fxray.run.export import extra
-from fxray.run.series import Series, distinct
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fxray.run.series import Series
 
 __all__ = ["CaptureTable", "Kept", "RunList", "RunSummary", "human_bytes", "kept_rows", "table"]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import linecache
+import pickle
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +17,12 @@ from torch import fx, nn
 
 from fxray.errors import SpecialisationError
 from fxray.tracing.call import CallSpec, OpenCall, bind
+from fxray.tracing.runtime import run_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MODES", "Program", "TracedModule", "mode_name"]
+__all__ = ["MODES", "Program", "TracedModule", "compile_graph", "copy_graph", "mode_name"]
 
 MODES = ("train", "eval")
 
@@ -45,6 +49,10 @@ class Program:
     call: CallSpec | OpenCall
     constants: Mapping[str, Any] = attrs.field(factory=dict)
     flags: Mapping[str, bool] = attrs.field(factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        graph, renamed = _with_importable_targets(self.graph)
+        return _unpack_program, (graph, renamed, self.call, self.constants, self.flags)
 
 
 class TracedModule(fx.GraphModule):
@@ -212,6 +220,53 @@ class TracedModule(fx.GraphModule):
     def __reduce_package__(self, exporter: Any) -> Any:
         msg = f"{type(self).__name__} cannot go into a torch.package; save its state_dict"
         raise NotImplementedError(msg)
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """Return a copy of `graph` with nodes of its own, their metadata with them."""
+    copied, nodes = fx.Graph(), dict[fx.Node, fx.Node]()
+    result = copied.graph_copy(graph, nodes)
+    copied.output(result, type_expr=graph.output_node().type)
+    return copied
+
+
+def _with_importable_targets(graph: fx.Graph) -> tuple[fx.Graph, dict[str, tuple[str, str]]]:
+    """Return a copy that pickles, and where to find the functions left out of it.
+
+    `F.max_pool2d` and its like are made inside another function: they have a name in their
+    module, but not the one that pickle looks for.
+    """
+    copied, nodes, renamed = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, tuple[str, str]]()
+    # Node by node: a target replaced later stays behind in the graph's table of targets.
+    for node in graph.nodes:
+        target = node.target
+        if node.op == "call_function" and "<locals>" in getattr(target, "__qualname__", ""):
+            renamed[node.name] = _place_of(node)
+            target = run_object
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), nodes.__getitem__)
+        made = copied.create_node(node.op, target, args, kwargs, node.name, node.type)
+        made.meta, nodes[node] = dict(node.meta), made
+    return copied, renamed
+
+
+def _place_of(node: fx.Node) -> tuple[str, str]:
+    function: Any = node.target
+    module, name = function.__module__, function.__name__
+    if getattr(sys.modules.get(module), name, None) is not function:
+        what = f"node {node.name!r} calls {function.__qualname__}"
+        msg = f"{what}, a function that cannot be imported; the graph cannot be pickled"
+        raise pickle.PicklingError(msg)
+    return module, name
+
+
+def _unpack_program(
+    graph: fx.Graph, renamed: Mapping[str, tuple[str, str]], *fields: Any
+) -> Program:
+    for node in graph.nodes:
+        if node.name in renamed:
+            module, name = renamed[node.name]
+            node.target = getattr(importlib.import_module(module), name)
+    return Program(graph, *fields)
 
 
 def compile_graph(graph: fx.Graph) -> tuple[Callable[..., Any], str]:
