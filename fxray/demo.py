@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import fxray
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 __all__ = ["EPOCHS", "PICTURES", "DigitNet", "Picture", "demo", "digits", "train", "watch"]
 
@@ -69,7 +70,9 @@ def digits() -> tuple[DataLoader[Any], DataLoader[Any]]:
     held_out, rest = order[:HELD_OUT], order[HELD_OUT:]
     shuffle = torch.Generator().manual_seed(SEED)
     return (
-        DataLoader(TensorDataset(images[rest], labels[rest]), BATCH, True, generator=shuffle),
+        DataLoader(
+            TensorDataset(images[rest], labels[rest]), BATCH, shuffle=True, generator=shuffle
+        ),
         DataLoader(TensorDataset(images[held_out], labels[held_out]), batch_size=20),
     )
 
@@ -87,7 +90,7 @@ def watch(model: DigitNet, image: torch.Tensor) -> fxray.Xray:
     xray.mark(F.relu, grad=True, selection=fxray.Stats())
     xray.mark(layers, weight_grad=True, selection=fxray.Norm())
     # Of the ten scores per digit, how they are spread.
-    xray.mark(model.head, output=True, selection=fxray.Histogram(bins=40), every=10)
+    xray.mark(model.head, output=True, selection=fxray.Histogram(40, (-20, 20)), every=10)
     return xray
 
 
@@ -112,10 +115,8 @@ def train(net: nn.Module, recorder: fxray.Recorder, epochs: int) -> float:
                 right += int((net(image).argmax(1) == label).sum())
         accuracy = right / HELD_OUT
         recorder.log(valid_accuracy=accuracy)
-        print(
-            f"  epoch {epoch}   loss {loss.item():.3f}   {accuracy:.1%} of the held-out digits right",
-            flush=True,
-        )
+        said = f"  epoch {epoch}   loss {loss.item():.3f}   held-out digits right {accuracy:.1%}"
+        print(said, flush=True)
     return accuracy
 
 
@@ -167,9 +168,9 @@ PICTURES = (
         ),
     ),
     Picture(
-        "relu-gradients.png",
-        "statistics of the gradients that came back to it, and the loss",
-        lambda run: run["relu"].grad.plot(loss=run.log["loss"]),
+        "relu_2-gradients.png",
+        "statistics of the gradients that come back to the last F.relu, and the loss",
+        lambda run: run["relu_2"].grad.plot(loss=run.log["loss"]),
     ),
     Picture(
         "conv1-filters.png",

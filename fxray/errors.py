@@ -69,7 +69,7 @@ class NotARunError(StoreError, FileNotFoundError):
     """The place holds no fxray run, or none of that id."""
 
 
-class NotSavedError(FxrayError, LookupError):
+class NotSavedError(FxrayError, KeyError):
     """What was asked for was not kept; the message says what was."""
 
 

@@ -296,10 +296,17 @@ def record(
         store,
         name=name,
         tags=tags or {},
-        versions={"fxray": metadata.version("fxray")},
+        versions={"fxray": _version()},
         commit_every=commit_every,
         read=read,
     )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("fxray")
+    except metadata.PackageNotFoundError:  # run from a source tree that was not installed
+        return "unknown"
 
 
 def _rewritten_in(net: object) -> RewrittenModule:

@@ -227,8 +227,10 @@ def test_an_entry_is_a_dict_that_takes_effect(draft: Draft) -> None:
     assert repr(entry) == repr(dict(entry))
     entry.update(input=True, selection={"input": Mean()}, every=3, start=6, stop=9)
     assert [row for row in draft.captures() if row.op == "blocks.0.act"] == [
-        Capture("blocks.0.act", "output", NaturalSelection("NCHW"), Schedule(3, start=6, stop=9)),
-        Capture("blocks.0.act", "input", Mean(), Schedule(3, start=6, stop=9)),
+        Capture(
+            "blocks.0.act", "output", NaturalSelection("NCHW"), Schedule(3, start=6, stop=9), "NCHW"
+        ),
+        Capture("blocks.0.act", "input", Mean(), Schedule(3, start=6, stop=9), "NCHW"),
     ]
     assert (entry["start"], entry["stop"]) == (6, 9)
     assert list(entry)[-2:] == ["start", "stop"]
@@ -479,7 +481,9 @@ def test_settings_by_kind(empty: Draft) -> None:
 def test_a_mark_begins_anew(empty: Draft) -> None:
     empty.mark("stem", output=True, selection=Mean(), every=5)
     empty.mark("stem", output=True)
-    assert empty.captures() == (Capture("stem", "output", NaturalSelection("NCHW"), Schedule()),)
+    assert empty.captures() == (
+        Capture("stem", "output", NaturalSelection("NCHW"), Schedule(), "NCHW"),
+    )
 
 
 # What a mark refuses
@@ -614,7 +618,9 @@ def test_axes_by_type(kind: str, shape: tuple[int, ...], axes: str | None) -> No
     op = of_function("op", f"{kind}-0", kind, spec(*shape))
     draft = Draft(Architecture.build("One", [op], [], {}, {}), None, DefaultTable())
     draft.mark("op", output=True)
-    assert draft.captures() == (Capture("op", "output", NaturalSelection(axes), Schedule()),)
+    assert draft.captures() == (
+        Capture("op", "output", NaturalSelection(axes), Schedule(), axes or ""),
+    )
 
 
 @pytest.mark.parametrize(
@@ -640,7 +646,7 @@ def test_a_bare_parameter_has_the_axes_of_its_use() -> None:
     conv = of_function("conv1d", "conv1d-0", "torch.conv1d", spec(2, 3, 9))
     draft = Draft(Architecture.build("One", [weight, conv], [("w", "conv1d", "1")], {}, {}))
     draft.mark("w", weight=True)
-    assert draft.captures() == (Capture("w", "weight", NaturalSelection("OIL"), Schedule()),)
+    assert draft.captures() == (Capture("w", "weight", NaturalSelection("OIL"), Schedule(), "OIL"),)
 
 
 def test_dims_that_moved_are_not_guessed() -> None:

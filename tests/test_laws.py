@@ -72,7 +72,9 @@ def train(
         out = net(*case.batch(BATCH, step))
         optimizer.zero_grad()
         case.loss(out).backward()
-        gradients.append({k: p.grad.clone() for k, p in net.named_parameters() if p.grad is not None})
+        gradients.append(
+            {k: p.grad.clone() for k, p in net.named_parameters() if p.grad is not None}
+        )
         optimizer.step()
         outputs += [t.detach().clone() for _, t in tensors_in(out)]
     net.eval()
@@ -80,7 +82,9 @@ def train(
     with torch.no_grad():
         outputs += [t.clone() for _, t in tensors_in(net(*case.batch(3, 99)))]
     state = {k: v.clone() for k, v in net.state_dict().items()}
-    return Trained(outputs, gradients, state, optimizer.state_dict()["state"], torch.get_rng_state())
+    return Trained(
+        outputs, gradients, state, optimizer.state_dict()["state"], torch.get_rng_state()
+    )
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -356,9 +360,9 @@ def test_erasing_the_captures_gives_the_old_graph(case: Case, frontend: str) -> 
         old, new = xray.graph_module.graphs[mode], net.graphs[mode]
         assert len(new.nodes) > len(old.nodes)
         erased = erase_captures(new)
-        assert [(n.op, n.name, str(n.target), str(n.args), str(n.kwargs)) for n in erased.nodes] == [
-            (n.op, n.name, str(n.target), str(n.args), str(n.kwargs)) for n in old.nodes
-        ]
+        assert [
+            (n.op, n.name, str(n.target), str(n.args), str(n.kwargs)) for n in erased.nodes
+        ] == [(n.op, n.name, str(n.target), str(n.args), str(n.kwargs)) for n in old.nodes]
         assert erased.python_code("self").src == old.python_code("self").src
         stock = torch.fx.GraphModule(net, copy.deepcopy(new))
         stock.graph.eliminate_dead_code()

@@ -218,7 +218,7 @@ def test_another_phase_is_named(run: Run) -> None:
 
 
 def test_without_training_the_only_phase_is_meant_and_of_two_one_must_be_named(
-    tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     store = open_store(tmp_path)
     store.begin_run("a1", {"id": "a1"}, make_architecture().to_dict())
@@ -330,7 +330,7 @@ def small(tmp_path: Path) -> ZarrStore:
 
 
 def test_records_of_different_shape_come_back_as_they_were_and_are_padded_for_xarray(
-    small: ZarrStore
+    small: ZarrStore,
 ) -> None:
     ints = info("head", "output", (2,), "int32")
     rows = [(Row(i), {OUTPUT.name: full(i, 2, 2 + i, size=(i, 9)),
@@ -404,7 +404,9 @@ def test_each_rank_is_a_series_of_its_own(small: ZarrStore) -> None:
 
 
 def test_an_unknown_op_names_the_nearest(run: Run) -> None:
-    with pytest.raises(UnknownNameError, match=r"no op 'layer1\.rel' in Net; nearest: 'layer1\.relu'"):
+    with pytest.raises(
+        UnknownNameError, match=r"no op 'layer1\.rel' in Net; nearest: 'layer1\.relu'"
+    ):
         run["layer1.rel"]
 
 
@@ -667,7 +669,9 @@ def test_a_series_plots_itself(run: Run) -> None:
 
 
 def test_a_series_shows_what_it_is(run: Run) -> None:
-    assert repr(run["layer1.relu"].output).startswith("<Series layer1.relu.output: 16 records, steps")
+    assert repr(run["layer1.relu"].output).startswith(
+        "<Series layer1.relu.output: 16 records, steps"
+    )
     assert "fields mean, count" in repr(run["head"].output)
     assert "nothing was kept" in repr(run["x"])
     assert isinstance(run["layer1"].series[0], Series)

@@ -86,7 +86,9 @@ def by_xarray(where: Path) -> Any:
 
 def same(one: Any, other: Any) -> bool:
     """Tell whether two arrays are equal bit by bit."""
-    alike: bool = one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    alike: bool = (
+        one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    )
     return alike
 
 
@@ -439,6 +441,26 @@ def test_a_record_is_copied_before_append_returns(writer: ZarrWriter, store: Zar
         assert (stream(store).array(name)[:, 3] == np.arange(8)).all()
 
 
+def test_a_full_chunk_waits_for_the_write_of_its_half(writer: ZarrWriter) -> None:
+    writer.declare(ArrayInfo("x", "float32", (1 << 17,)))
+    column = writer._records["x"].column
+    waited = []
+
+    class Half:
+        """A write that a commit has begun, and that is slow."""
+
+        def exception(self) -> None:
+            waited.append(column.partial)
+
+    for step in range(column.rows - 1):
+        writer.append(Row(step), {"x": record(np.zeros(1 << 17, "float32"))})
+    column.partial = Half()
+    assert not waited
+    writer.append(Row(9), {"x": record(np.zeros(1 << 17, "float32"))})
+    assert waited == [None]
+    writer.close()
+
+
 # Blocks.
 
 
@@ -699,12 +721,14 @@ def test_a_hostile_manifest_is_parsed_or_refused_and_nothing_else(
         node: Any = hostile
         parent: Any = None
         key: Any = None
-        while isinstance(node, (dict, list)) and node and (parent is None or data.draw(st.booleans())):
+        while (
+            isinstance(node, (dict, list)) and node and (parent is None or data.draw(st.booleans()))
+        ):
             keys = sorted(node) if isinstance(node, dict) else range(len(node))
             parent, key = node, data.draw(st.sampled_from(list(keys)))
             node = parent[key]
         if data.draw(st.booleans()):
-            parent[key] = data.draw(JUNK)
+            parent[key] = copy.deepcopy(data.draw(JUNK))
         elif isinstance(parent, dict):
             parent[str(data.draw(JUNK))] = parent.pop(key)
     try:

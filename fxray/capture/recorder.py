@@ -192,7 +192,7 @@ class Recorder:
         self._optimizer_hook.remove()
         atexit.unregister(self.close)
         self._commits.stop()
-        empty = [*self._tally.empty(self._intake.sites)]
+        empty = self._tally.empty(self._intake.sites, named=5)
         with self._absorbing():
             if self._error is None:
                 for stream in self._streams():
@@ -203,7 +203,7 @@ class Recorder:
             msg = f"run {self.id} could not be written to its end: {self._error}"
             raise StoreError(msg) from self._error
         if empty:
-            self._tally.say("; ".join(empty))
+            self._tally.say("; ".join(empty) + ". The run's notes name them all")
 
     def __enter__(self) -> Recorder:  # noqa: PYI034 - Self would hide the name in the docs
         return self

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from fxray.architecture import Op
+from fxray.architecture import Op, TensorSpec
 from fxray.capture.values import dtype_name, to_numpy
 from fxray.draft import Capture, Schedule
+from fxray.errors import SelectionError
 from fxray.selections import NaturalSelection, describe, select
 from fxray.store import ArrayInfo, Record
 
@@ -94,6 +95,10 @@ class Site:
                 told["axes"] = NaturalSelection(self.capture.axes or None).axes_of(values.ndim)
                 info = ArrayInfo(name, dtype_name(kept), values.shape, told)
                 self._infos[parameter, item, field] = info
+            elif values.ndim != len(info.shape) or dtype_name(kept) != info.dtype:
+                was, now = TensorSpec(info.shape, info.dtype), TensorSpec.of(kept)
+                msg = f"it kept {was} before and {now} now; an array has one dtype and as many dims"
+                raise SelectionError(msg)
             yield info, Record(values, size)
 
     def _attributes(

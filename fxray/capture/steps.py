@@ -47,6 +47,7 @@ class Steps:
         self._epochs_begun = 0
         self._trained = step > 0
         self._batch: int | None = None
+        self._trained_batch = 0
         self._phase: str | None = None
         self._grouped = False
         self._group_begun = False
@@ -74,6 +75,7 @@ class Steps:
             self._trained = True
         if trains:
             step = self.step - 1
+            self._trained_batch = step if self._batch is None else self._batch
         elif self._trained or self._phase is not None:
             step = self.step
         else:
@@ -93,8 +95,7 @@ class Steps:
     def now(self) -> Row:
         """Return the row of something that happens in the training step begun last."""
         step = max(self.step - 1, 0)
-        batch = step if self._batch is None else self._batch
-        return Row(step, self.epoch, batch, 0, self._phase or "train", time.time_ns())
+        return Row(step, self.epoch, self._trained_batch, 0, self._phase or "train", time.time_ns())
 
     @contextlib.contextmanager
     def group(self) -> Iterator[None]:

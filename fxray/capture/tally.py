@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fxray.errors import FxrayWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from fxray.capture.sites import Site
 
@@ -73,14 +73,24 @@ class Tally:
             for (path, kind), (count, text) in self._failures.items()
         ]
         told += [f"{count} {what}" for what, count in self._counted.items()]
-        return told + list(self.empty(sites))
+        return told + self.empty(sites)
 
-    def empty(self, sites: Iterable[Site]) -> Iterator[str]:
-        """Yield, for every capture that kept nothing, its name and why."""
+    def empty(self, sites: Iterable[Site], *, named: int | None = None) -> list[str]:
+        """Return one sentence per reason for which captures kept nothing, naming them.
+
+        Args:
+            sites: the captures.
+            named: how many captures a sentence names, all for None.
+        """
+        by_reason: dict[tuple[str, str], list[str]] = {}
         for site in sites:
             if not self._kept[site.key]:
                 path, kind = site.key
-                yield f"{path} {kind} kept nothing: {self._reason(site)}"
+                by_reason.setdefault((kind, self._reason(site)), []).append(path)
+        return [
+            f"nothing was kept of the {kind} of {_enumerated(paths, named)}: {reason}"
+            for (kind, reason), paths in by_reason.items()
+        ]
 
     def _reason(self, site: Site) -> str:
         _, kind = site.key
@@ -96,4 +106,10 @@ class Tally:
         if kind == "grad":
             return "no gradient came (frozen, under no_grad, or no backward)"
         modes = " and ".join(site.op.nodes)
-        return f"the op was not reached (it stands in the graph of {modes} mode)"
+        return f"not reached (it stands in the graph of {modes} mode)"
+
+
+def _enumerated(names: list[str], limit: int | None) -> str:
+    if limit is None or len(names) <= limit:
+        return ", ".join(names)
+    return f"{', '.join(names[:limit])} and {len(names) - limit} more"

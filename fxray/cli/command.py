@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import attrs
 
 from fxray.errors import NotARunError
 
-__all__ = ["DEFAULT_PLACES", "Command", "Parser", "add_place", "add_run", "default_place", "whole"]
+__all__ = [
+    "DEFAULT_PLACES",
+    "Command",
+    "Parser",
+    "add_place",
+    "add_run",
+    "default_place",
+    "examples_text",
+    "is_place",
+    "whole",
+]
 
 DEFAULT_PLACES = ("runs", "fxray-demo/runs")
 """Where runs are looked for when nobody says where."""
@@ -129,6 +139,3 @@ def default_place(given: str | None) -> str:
 def is_place(word: str) -> bool:
     """Return whether `word` can only be meant as a place."""
     return "://" in word or "/" in word or Path(word).is_dir()
-
-
-Options = dict[str, Any]

@@ -38,7 +38,7 @@ COMMAND = Command(
     "Train a small CNN on handwritten digits, record it, and draw what was recorded.",
     (
         ("fxray demo", "half a minute; everything goes to fxray-demo/"),
-        ("fxray demo --out /tmp/digits --epochs 3", "elsewhere, and shorter"),
+        ("fxray demo --out digits --epochs 3", "elsewhere, and shorter"),
     ),
     _add_arguments,
     _run,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import sys
+import warnings
 from importlib import metadata
+from typing import Any
 
 from fxray.cli import demo, plot, render, runs, show
 from fxray.cli.command import Parser, examples_text
-from fxray.errors import FxrayError, nearest
+from fxray.errors import FxrayError, FxrayWarning, nearest
 
 __all__ = ["COMMANDS", "main"]
 
@@ -35,8 +38,13 @@ def main(words: list[str] | None = None) -> int:
         SystemExit: with status 2 where the words make no sense, 0 after `--help`.
     """
     words = sys.argv[1:] if words is None else list(words)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where the terminal's encoding lacks a "×" that is no reason to stop.
+        sys.stdout.reconfigure(errors="replace")
     try:
-        _run(words)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]  # no file, no line
+            _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read has gone (`fxray show | head`). What is still in the buffer would make
@@ -55,6 +63,15 @@ def main(words: list[str] | None = None) -> int:
 def _say(message: str, status: int = 1) -> int:
     print(f"fxray: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, line: int, *_: Any
+) -> None:
+    if issubclass(category, FxrayWarning):
+        _say(f"warning: {message}")
+    else:
+        print(warnings.formatwarning(message, category, filename, line), end="", file=sys.stderr)
 
 
 def _run(words: list[str]) -> None:

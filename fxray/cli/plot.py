@@ -13,7 +13,10 @@ from fxray.errors import FxrayError, NotSavedError, UnknownNameError
 if TYPE_CHECKING:
     from fxray.run import Series
 
-__all__ = ["COMMAND"]
+__all__ = ["COMMAND", "FORMATS"]
+
+FORMATS = (".png", ".svg", ".pdf")
+"""How the name of a picture may end."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +34,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file to write: .png, .svg, .pdf (default: LAYER.KIND.png, here)",
     )
     add_run(parser)
-    add_series(parser, step="draw this step alone")
+    add_series(parser, step="draw this step alone", kind="the first there is")
     parser.add_argument(
         "--steps",
         metavar="A:B",
@@ -65,21 +68,23 @@ def _run(given: argparse.Namespace) -> None:
         msg = f"say which layer to draw; run {run.id} kept {', '.join(kept)}"
         raise UnknownNameError(msg)
     found = chosen(run, layer, given.kind, given.field)
-    series = found[0]
+    series = next((one for one in found if given.step in one.steps), found[0])
+    what = ".".join(filter(None, (series.title, given.field)))
+    path = Path(given.output or f"{what}.png")
+    if path.suffix.lower() not in FORMATS:
+        msg = f"cannot draw to {path.name!r}; end its name in {', '.join(FORMATS)}"
+        raise FxrayError(msg)
     figure = series.plot(
         step=given.step,
         steps=_kept(series, given.steps, given.phase),
+        field=given.field,
         phase=given.phase,
     )
-    path = Path(given.output or f"{series.title}.png")
-    known = figure.canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".").lower() not in known:
-        msg = f"cannot draw to {path.name!r}; end its name in .png, .svg or .pdf"
-        raise FxrayError(msg)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    others = [kind_of(other) for other in found[1:]]
+    others = [kind_of(other) for other in found if other is not series]
     more = f"; --kind draws {', '.join(others)}" if others else ""
-    print(f"{path}: {series.title} of run {run.id}{more}")
+    print(f"{path}: {what} of run {run.id}{more}")
 
 
 def _kept(series: Series, steps: slice | list[int] | None, phase: str | None) -> list[int] | None:

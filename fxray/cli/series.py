@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["add_series", "chosen", "kind_of", "opened", "place_and_layer"]
 
 
-def add_series(parser: argparse.ArgumentParser, *, step: str) -> None:
+def add_series(parser: argparse.ArgumentParser, *, step: str, kind: str) -> None:
     """Give `parser` the options that say which series and which step is meant."""
     parser.add_argument("--step", metavar="N", type=int, help=step)
     parser.add_argument(
         "--kind",
         metavar="K",
-        help="output, grad, input, weight, weight_grad, or weight.bias (default: all there is)",
+        help=f"output, grad, input, weight, weight_grad, or weight.bias (default: {kind})",
     )
     parser.add_argument(
         "--phase", metavar="P", help='name of a pass, e.g. "valid" (default: train, where there is)'
@@ -57,7 +57,7 @@ def kind_of(series: Series) -> str:
 
 
 def chosen(run: Run, layer: str, kind: str | None, field: str | None) -> list[Series]:
-    """Return the series of `layer`: of one `kind`, or of all; one field of it, or all.
+    """Return the series of `layer`: of one `kind`, or of all; those that have `field`.
 
     Raises:
         NotSavedError: nothing of that kind was kept; says what was.
@@ -81,7 +81,7 @@ def chosen(run: Run, layer: str, kind: str | None, field: str | None) -> list[Se
             msg = f"{fielded.title} has no fields: each record is one array"
             raise UnknownNameError(msg)
         fielded.field(field)  # raises, with the nearest
-    return [series.field(field) for series in having]
+    return having
 
 
 def _of_layer(run: Run, layer: str) -> list[Series]:
@@ -89,7 +89,7 @@ def _of_layer(run: Run, layer: str) -> list[Series]:
         records = run[layer]
     except UnknownNameError:
         # Logged numbers are asked for by their names too; an op of that name comes first.
-        if layer in run.log:
+        if layer in list(run.log):
             return [run.log[layer]]
         raise
     if not records.series:

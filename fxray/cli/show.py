@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxray.cli.command import Command, add_place, add_run
 from fxray.cli.series import add_series, chosen, kind_of, opened
-from fxray.cli.text import number, print_table, statistics, times
+from fxray.cli.text import number, print_array, print_table, statistics, times
 from fxray.errors import NotSavedError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help='an op ("layer1.relu"), its key ("relu-0"), a module, or a logged number ("loss")',
     )
     add_run(parser)
-    add_series(parser, step="print the numbers kept at this step")
+    add_series(parser, step="print the numbers kept at this step", kind="all there are")
     parser.add_argument("--all", action="store_true", help="print every row of a long table")
 
 
@@ -39,6 +39,8 @@ def _run(given: argparse.Namespace) -> None:
         _show_run(run, given)
         return
     found = chosen(run, layer, given.kind, given.field)
+    if given.field is not None:
+        found = [series.field(given.field) for series in found]
     if given.step is not None:
         _show_step(found, given.step, given.phase)
         return
@@ -53,17 +55,31 @@ def _show_run(run: Run, given: argparse.Namespace) -> None:
         msg = "--kind and --field are of one layer; name it: fxray show PLACE LAYER …"
         raise NotSavedError(msg)
     if given.step is None:
-        shown = run if given.phase is None else run.where(phase=given.phase)
-        print(shown)
+        print(run if given.phase is None else _of_phase(run, given.phase))
         return
     kept = run.at(given.step, phase=given.phase)
-    rows = [
-        [op, kind, field, statistics(array)]
-        for op, kinds in kept.items()
-        for kind, value in kinds.items()
-        for field, array in _by_field(value).items()
-    ]
+    rows = []
+    for op, kinds in kept.items():
+        for kind, value in kinds.items():
+            fields = _by_field(value)
+            if all(not array.ndim for array in fields.values()):
+                rows.append([op, kind, "", _numbers(fields)])
+            else:
+                rows += [[op, kind, field, statistics(a)] for field, a in fields.items()]
     print_table(["op", "kind", "field", f"at step {given.step}"], rows)
+
+
+def _numbers(fields: dict[str, Any]) -> str:
+    """Return single numbers in a line, e.g. `"mean 0.5, std 0.1"`."""
+    return ", ".join(f"{field} {number(value)}".strip() for field, value in fields.items())
+
+
+def _of_phase(run: Run, phase: str) -> Run:
+    known = list(dict.fromkeys(name for row in run.captures() for name in row.phases))
+    if phase not in known:
+        msg = f"run {run.id} has no phase {phase!r}; it has {', '.join(known)}"
+        raise NotSavedError(msg)
+    return run.where(phase=phase)
 
 
 def _in_phase(found: list[Series], phase: str | None) -> list[Series]:
@@ -84,8 +100,10 @@ def _show_series(series: Series, *, everything: bool) -> None:
     shown, left_out = _shown(len(series), everything=everything)
     several_calls = bool(series.calls.any())
     shapes = [] if scalar else series.shapes(series.fields[0])
-    rows = []
-    for at in shown:
+    rows: list[list[str]] = []
+    for place, at in enumerate(shown):
+        if left_out and place == _HEAD:
+            rows.append(["…", *[""] * (len(head) - 1)])
         row = series.row(at)
         call = str(row.call) if several_calls else ""
         where = [str(row.step), str(row.epoch), str(row.batch), call, row.phase]
@@ -94,12 +112,9 @@ def _show_series(series: Series, *, everything: bool) -> None:
             rows.append([*where, *(number(values[f]) if f in values else "–" for f in fields)])
         else:
             rows.append([*where, times(shapes[at] or ())])
-    if left_out:
-        gap = [f"… {left_out} more, --all prints them", *[""] * (len(head) - 1)]
-        print_table(head, [*rows[:_HEAD]])
-        print(gap[0])
-        rows = rows[_HEAD:]
     print_table(head, rows)
+    if left_out:
+        print(f"({left_out} rows left out; --all prints them)")
 
 
 def _about(series: Series) -> str:
@@ -129,9 +144,13 @@ def _show_step(found: list[Series], step: int, phase: str | None) -> None:
         if place:
             print()
         where = f"step {row.step}, epoch {row.epoch}, batch {row.batch}, phase {row.phase}"
+        print(f"{series.title} at {where}")
         for field, array in _by_field(value).items():
-            print(f"{series.title}{f'.{field}' if field else ''} at {where}")
-            print(array)
+            if not array.ndim:
+                print(f"{field or 'value':13}  {number(array)}")
+                continue
+            print(f"{field}:" if field else "", end="\n" if field else "")
+            print_array(array)
             print(statistics(array))
 
 

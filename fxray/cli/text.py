@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["number", "print_table", "statistics", "times"]
+__all__ = ["number", "print_array", "print_table", "statistics", "times"]
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -54,6 +55,13 @@ def times(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
+def print_array(array: NDArray[Any]) -> None:
+    """Print `array` as numpy does, of a large one the corners."""
+    large = array.size > 0 and array.dtype.kind == "f" and np.nanmax(np.abs(array)) >= 0.01
+    with np.printoptions(precision=4, edgeitems=2, threshold=400, suppress=bool(large)):
+        print(array)
+
+
 def number(value: Any) -> str:
     """Return one number with as many digits as are read.
 
@@ -67,9 +75,13 @@ def number(value: Any) -> str:
 def statistics(array: NDArray[Any]) -> str:
     """Return shape, dtype, least, mean and greatest of what is not NaN, and how many are.
 
+    A single number is told as such.
+
     >>> statistics(np.array([[1.0, 2.0], [float("nan"), 6.0]]))
     '2×2 float64; min 1, mean 3, max 6; 1 NaN'
     """
+    if not array.ndim:
+        return number(array)
     about = f"{times(array.shape)} {array.dtype}"
     # ml_dtypes' own have no reductions.
     wide = array.astype(np.float32) if array.dtype.kind == "V" else array

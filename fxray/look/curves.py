@@ -57,6 +57,8 @@ def statistics(data: PlotData, loss: Loss | None = None) -> Figure:
             _band(axes, data.steps, {field: values[field] for field in fields})
         else:
             _lines(axes, data.steps, {field: values[field] for field in fields})
+            if fields == [""]:  # the selection says what the only number is: Norm, Mean
+                write(axes, data.selection)
         clean(axes, grid=True)
     if loss is not None:
         grid[-1].plot(*loss, color=INK, linewidth=1.0)
@@ -74,6 +76,8 @@ def _panels(values: dict[str, Array]) -> list[list[str]]:
     faults = [name for name in values if name in _FAULTS and len(values) > 2]
     counts = [name for name in values if name == "count" and len(values) > 1]
     rest = [name for name in values if name not in {*around, *faults, *counts}]
+    if "fraction_zero" in rest and len(rest) > 1 and not values["fraction_zero"].any():
+        rest.remove("fraction_zero")
     loud = [name for name in faults if values[name].any()]
     return [group for group in (around, *([name] for name in rest), loud) if group]
 
@@ -173,6 +177,7 @@ def _ridge(axes: Axes, rows: Sequence[tuple[Array, Array]]) -> None:
         width = np.diff(edges)
         safe = np.where(width > 0, width, 1.0)
         densities.append(np.where(np.isfinite(width), counts / safe, 0.0))
+    whole = max(edges[-1] for _, edges in rows) - min(edges[0] for _, edges in rows)
     # Each to its own height: a step whose values are all alike would flatten the others.
     for n, (density, (_, edges)) in enumerate(zip(densities, rows, strict=True)):
         top = n + 1.6 * density / (density.max() or 1.0)
@@ -180,8 +185,11 @@ def _ridge(axes: Axes, rows: Sequence[tuple[Array, Array]]) -> None:
             edges, n, np.append(top, top[-1]), step="post", color=colors[n], alpha=0.85,
             linewidth=0, zorder=2 * (len(rows) - n),
         )  # fmt: skip
+        # White between ridges; but over one as narrow as a line it would be all there is.
+        narrow = edges[-1] - edges[0] < 0.05 * whole
+        color = colors[n] if narrow else "white"
         axes.stairs(
-            top, edges, baseline=None, color="white", linewidth=0.8, zorder=2 * (len(rows) - n) + 1
+            top, edges, baseline=None, color=color, linewidth=0.8, zorder=2 * (len(rows) - n) + 1
         )
     axes.set_ylim(-0.2, len(rows) + 0.9)
 

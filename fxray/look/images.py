@@ -74,7 +74,8 @@ def filters(data: PlotData) -> Figure:
 def feature_maps(data: PlotData) -> Figure:
     """Draw maps (sample, channel, height, width): rows of samples, columns of channels.
 
-    A single sample fills rows with channels; several steps give one row each.
+    A single sample fills rows with channels, a single channel with samples; several steps
+    give one row each.
     """
     arrays = _slices(data, "NC")
     samples, channels = arrays[-1].shape[:2]
@@ -85,6 +86,8 @@ def feature_maps(data: PlotData) -> Figure:
         return _draw_grid(data, grid, channels, "channels", "first sample")
     if samples == 1:
         grid = _filled([arrays[0][0, c] for c in range(channels)], "channel")
+    elif channels == 1:
+        grid = _filled([arrays[0][n, 0] for n in range(samples)], "sample")
     else:
         grid = _table(arrays[0], "sample", "channel")
     return _draw_grid(data, grid, samples * channels, "maps")

@@ -82,7 +82,9 @@ class PlotData:
 
     @property
     def title(self) -> str:
-        """The op and what of it is shown, e.g. `"conv1 · weight"`."""
+        """The op and what of it is shown, e.g. `"conv1 · weight"`; the name of a logged number."""
+        if self.kind == "log":
+            return self.parameter
         kind = self.kind
         if self.parameter and self.parameter != "weight":
             kind = f"{kind} ({self.parameter})"

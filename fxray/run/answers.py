@@ -34,9 +34,7 @@ def no_record(series: Series, window: Window, phase: str) -> NotSavedError:
     return NotSavedError(f"{series.title} has no record with {window}; there are: {there}")
 
 
-def several_records(
-    series: Series, window: Window, found: NDArray[np.int64]
-) -> NotSavedError:
+def several_records(series: Series, window: Window, found: NDArray[np.int64]) -> NotSavedError:
     """Return the error that says how to tell the records `found` at `window` apart."""
     coords = series.index.coords
     asked = str(window) or "no more said"

@@ -27,7 +27,7 @@ from fxray.torch_private import set_grad_enabled
 from fxray.tracing import runtime
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
 from fxray.tracing.numbers import plain
-from fxray.tracing.ops import NodeInfo, module_fields, name_ops, set_info, tensor_items
+from fxray.tracing.ops import NodeInfo, module_fields, set_info, tensor_items
 from fxray.tracing.patches import patched, user_line
 from fxray.tracing.provenance import Provenance
 from fxray.tracing.tidy import gather_inputs, prune
@@ -57,7 +57,7 @@ class WrittenGraph:
     """What one trace in one mode gave.
 
     Attributes:
-        graph: the fx graph, its ops named.
+        graph: the fx graph.
         constants: what the graph reads as an attribute and the model does not hold.
         returns: the nodes whose tensors each module call returned; the root as `""`.
         inlined: paths of the modules whose forward was traced through.
@@ -125,7 +125,6 @@ class GraphWriter(TorchFunctionMode):
         prune(self.graph)
         gather_inputs(self.graph)
         used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
-        name_ops(self.graph)
         self.graph.lint()
         return WrittenGraph(
             self.graph,

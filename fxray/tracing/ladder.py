@@ -18,6 +18,7 @@ from fxray.tracing.call import CallSpec, bind, call_with
 from fxray.tracing.execution import GraphWriter, WrittenGraph
 from fxray.tracing.module import MODES, Program, TracedModule, mode_name
 from fxray.tracing.ops import architecture_of, info_of
+from fxray.tracing.paths import name_ops
 from fxray.tracing.report import Report
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
 from fxray.tracing.symbolic import open_call, write_symbolically
@@ -105,6 +106,8 @@ def _trace_by_execution(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
             fixed.append(f"batch size fixed in {mode} mode ({reason})")
     if example.batch is None:
         fixed.append("batch size fixed (the inputs share no dim 0)")
+    graphs = {mode: w.graph for mode, w in written.items()}
+    name_ops(graphs)
     call = _free(example.call, example.batch) if batch_is_free else example.call
     call = _exact(call, example.tensors, written)
     flags = _flags_that_matter(model, written)
@@ -121,7 +124,6 @@ def _trace_by_execution(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
         msg = f"{type(model).__name__} traced, but the graph returns something else than the model"
         raise TraceError(msg)
     verified = next((c for c in comparisons if not c.equal), comparisons[0])
-    graphs = {mode: w.graph for mode, w in written.items()}
     report = Report(
         "execution",
         {mode: _count(graph) for mode, graph in graphs.items()},
@@ -319,6 +321,7 @@ def _count(graph: Any) -> int:
 def _trace_symbolically(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Traced:
     written = write_symbolically(model)
     graphs = {mode: w.graph for mode, w in written.items()}
+    name_ops(graphs)
     programs = {
         mode: Program(w.graph, open_call(model), _renamed(w, mode)) for mode, w in written.items()
     }

@@ -1,4 +1,4 @@
-"""What ops are called: types, type keys and paths."""
+"""What ops are called by their type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["number_paths", "type_keys", "type_of_function", "type_of_module"]
+__all__ = ["op_name_of", "type_keys", "type_of_function", "type_of_module"]
 
 _OPERATORS = {
     "radd": "add",
@@ -80,25 +80,6 @@ def op_name_of(function: Any) -> str:
     name = function if isinstance(function, str) else getattr(function, "__name__", "")
     name = (name or type(function).__name__).strip("_")
     return _OPERATORS.get(name, name)
-
-
-def number_paths(stems: Iterable[tuple[str, str]]) -> list[str]:
-    """Return one path for each (module call, op name), in order.
-
-    The counter runs per module call and op, so that a further op elsewhere in the
-    model renumbers nothing.
-
-    >>> number_paths([("", "relu"), ("layer1.0", "add"), ("", "relu")])
-    ['relu', 'layer1.0.add', 'relu_1']
-    """
-    seen: collections.Counter[tuple[str, str]] = collections.Counter()
-    paths = []
-    for call, name in stems:
-        k = seen[call, name]
-        seen[call, name] += 1
-        path = f"{call}.{name}" if call else name
-        paths.append(f"{path}_{k}" if k else path)
-    return paths
 
 
 def type_keys(types: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxray.architecture import Architecture, Op, Role, TensorSpec
-from fxray.tracing.names import number_paths, type_keys
+from fxray.tracing.names import type_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -60,6 +60,11 @@ def path_of(node: fx.Node) -> str | None:
     return node.meta.get(_PATH)
 
 
+def set_path(node: fx.Node, path: str) -> None:
+    """Give the op that `node` is its canonical path."""
+    node.meta[_PATH] = path
+
+
 def module_fields(module: nn.Module) -> dict[str, Any]:
     """Return the `NodeInfo` fields that a leaf module decides by itself."""
     cls = type(module)
@@ -88,22 +93,6 @@ def tensor_items(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tens
         return
     for key, inner in pairs:
         yield from tensor_items(inner, f"{prefix}.{key}" if prefix else str(key))
-
-
-def name_ops(graph: fx.Graph) -> None:
-    """Give every op of `graph` its path."""
-    ops = [(node, info) for node in graph.nodes if (info := info_of(node)) is not None]
-    taken = {info.call for _, info in ops if info.role == "module"}
-    functions = [(node, info) for node, info in ops if info.name]
-    paths = number_paths((info.call, info.name) for _, info in functions)
-    for (node, _), path in zip(functions, paths, strict=True):
-        node.meta[_PATH] = f"{path}@op" if path in taken else path
-        taken.add(node.meta[_PATH])
-    for node, info in ops:
-        if not info.name:
-            # An argument may be called as a module or an op is: model(conv1=…).
-            clash = info.role in ("input", "parameter") and info.call in taken
-            node.meta[_PATH] = f"{info.call}@{info.role}" if clash else info.call
 
 
 def architecture_of(

@@ -16,7 +16,7 @@ from fxray.tracing.call import OpenCall
 from fxray.tracing.execution import WrittenGraph, is_leaf
 from fxray.tracing.module import MODES
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
-from fxray.tracing.ops import NodeInfo, info_of, module_fields, name_ops, set_info
+from fxray.tracing.ops import NodeInfo, info_of, module_fields, set_info
 from fxray.tracing.patches import SKIPPED_FILES, patched_contexts, user_line
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
 
@@ -96,7 +96,6 @@ def _write(model: nn.Module, leaves: dict[type[nn.Module], str], *, training: bo
         tracer.writing = False
         state.restore()
     _drop_numbers(graph)
-    name_ops(graph)
     graph.lint()
     notes = [f"{cls.__name__} kept as one op ({where})" for cls, where in leaves.items()]
     inlined = tuple(dict.fromkeys(c.partition("@")[0] for c in tracer.returns))

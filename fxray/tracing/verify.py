@@ -105,11 +105,34 @@ def _gradients(model: nn.Module, out: _Flat) -> _Flat | None:
     if not parameters or not parts:
         return None
     # Squares, so that a layer whose outputs sum to a constant (softmax) still has a gradient.
-    total = sum(
-        (t * t.conj()).real.sum() if t.is_complex() else t.float().square().sum() for t in parts
-    )
-    grads = torch.autograd.grad(total, [p for _, p in parameters], allow_unused=True)  # type: ignore[arg-type]
+    squares = [
+        t.abs().square().sum() if t.is_complex() else t.float().square().sum() for t in parts
+    ]
+    total = torch.stack([square.to(squares[0]) for square in squares]).sum()
+    try:
+        tensors = [p for _, p in parameters]
+        grads: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
+            total, tensors, retain_graph=True, allow_unused=True
+        )
+    except RuntimeError:  # reentrant checkpointing takes no inputs=
+        grads = _gradients_by_backward(total, tensors)
     return [(name, g) for (name, _), g in zip(parameters, grads, strict=True) if g is not None]
+
+
+def _gradients_by_backward(
+    total: torch.Tensor, parameters: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    before = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        total.backward()
+        return tuple(p.grad for p in parameters)
+    except RuntimeError:  # the model itself has no gradient, whatever it computes
+        return (None,) * len(parameters)
+    finally:
+        for p, grad in zip(parameters, before, strict=True):
+            p.grad = grad
 
 
 def _distance(
