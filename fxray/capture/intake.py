@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import attrs
 
@@ -16,7 +16,7 @@ from fxray.torch_private import backward_is_running, function_level
 from fxray.tracing.ops import tensor_items
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import torch
 
@@ -26,6 +26,27 @@ if TYPE_CHECKING:
     from fxray.store import Store
 
 __all__ = ["Intake"]
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _absorbed(
+    method: Callable[Concatenate[Intake, P], T],
+) -> Callable[Concatenate[Intake, P], T | None]:
+    """Let a method run alone, and keep its errors from the training."""
+
+    @functools.wraps(method)
+    def run(self: Intake, /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            with self.lock:
+                return method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
+            self.fail(error)
+            return None
+
+    return run
 
 
 @attrs.frozen(eq=False)
@@ -56,7 +77,7 @@ class Intake:
         self._net, self._store, self._run_id = net, store, run_id
         self._steps, self._tally, self._absorb = steps, tally, absorb
         # Gradients of tensors on other devices come on threads of autograd's own.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._pid = os.getpid()
         self._closed = False
         self._sites = Sites(net, net.captures)
@@ -74,14 +95,10 @@ class Intake:
         """Return the streams begun so far."""
         return tuple(self._streams.values())
 
-    @contextlib.contextmanager
-    def _absorbing(self) -> Iterator[None]:
-        try:
-            with self._lock:
-                yield
-        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
-            self._closed = True
-            self._absorb(error)
+    def fail(self, error: Exception) -> None:
+        """Take nothing more, because of `error`."""
+        self._closed = True
+        self._absorb(error)
 
     # ------------------------------------------------------------------ forwards
 
@@ -92,8 +109,7 @@ class Intake:
         self._now = None
         if self._closed or backward_is_running() or os.getpid() != self._pid:
             return False
-        with self._absorbing():
-            self._now = self._begin(training=training)
+        self._now = self._begin(training=training)
         if self._now is None:
             return False
         if not self._now.due.at:
@@ -101,6 +117,7 @@ class Intake:
             return False
         return True
 
+    @_absorbed
     def _begin(self, *, training: bool) -> _Now | None:
         if self._net.captures is not self._sites.captures:
             self._sites = Sites(self._net, self._net.captures)
@@ -155,29 +172,31 @@ class Intake:
 
     def receive(self, path: str, kinds: tuple[str, ...], value: Any) -> None:
         """Take what the op at `path` was given or gave."""
-        now = self._now
-        if now is None or self._closed or backward_is_running():
-            return
-        with self._absorbing():
-            for kind in kinds:
-                site = now.due.at.get((path, kind))
-                if site is None:
-                    continue
-                for item, tensor in tensor_items(value):
-                    if kind == "grad":
-                        self._await_gradient(site, now.rows[site.lane], tensor, item)
-                    else:
-                        self._put(site, now.rows[site.lane], tensor, item=item)
+        if self._now is not None and not self._closed and not backward_is_running():
+            self._receive(self._now, path, kinds, value)
+
+    @_absorbed
+    def _receive(self, now: _Now, path: str, kinds: tuple[str, ...], value: Any) -> None:
+        for kind in kinds:
+            site = now.due.at.get((path, kind))
+            if site is None:
+                continue
+            for item, tensor in tensor_items(value):
+                if kind == "grad":
+                    self._await_gradient(site, now.rows[site.lane], tensor, item)
+                else:
+                    self._put(site, now.rows[site.lane], tensor, item=item)
 
     def finish(self) -> None:
         """Note that the forward begun last has returned: all its outputs have come."""
-        now = self._now
-        if now is None or self._closed or backward_is_running():
-            return
-        with self._absorbing():
-            for row in now.rows.values():
-                row.all_expected = True
-            self._seal_complete()
+        if self._now is not None and not self._closed and not backward_is_running():
+            self._finish(self._now)
+
+    @_absorbed
+    def _finish(self, now: _Now) -> None:
+        for row in now.rows.values():
+            row.all_expected = True
+        self._seal_complete()
 
     def _seal_complete(self) -> None:
         for stream in self._streams.values():
@@ -204,11 +223,11 @@ class Intake:
 
         def take(gradient: torch.Tensor) -> None:
             if not self._closed:
-                with self._absorbing():
-                    self._take_gradient(site, row, gradient, name=name, item=item)
+                self._take_gradient(site, row, gradient, name=name, item=item)
 
         tensor.register_hook(take)
 
+    @_absorbed
     def _take_gradient(
         self, site: Site, row: OpenRow, gradient: torch.Tensor, *, name: str, item: str
     ) -> None:
@@ -233,22 +252,25 @@ class Intake:
         After the step, not before: a fused optimizer under GradScaler unscales inside
         it, and a closure recomputes them inside it.
         """
-        if self._closed or not self._awaited or os.getpid() != self._pid or _skipped(optimizer):
-            return
-        with self._absorbing():
-            owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            rows: dict[int, OpenRow] = {}
-            for site in [*self._awaited.values()]:
-                found = [(name, p) for name, p in site.parameters(self._net) if id(p) in owned]
-                graded = [(name, p.grad) for name, p in found if p.grad is not None]
-                if graded:
-                    del self._awaited[site.key]
-                    row = rows.setdefault(site.lane, OpenRow(self._steps.now()))
-                    for name, gradient in graded:
-                        self._put(site, row, gradient, parameter=name)
-            for index, row in rows.items():
-                schedule = self._sites.lanes[index].schedule
-                self._stream(StreamKey("train", "optimizer", schedule)).write(row)
+        ours = not self._closed and self._awaited and os.getpid() == self._pid
+        if ours and not _skipped(optimizer):
+            self._take_used(optimizer)
+
+    @_absorbed
+    def _take_used(self, optimizer: torch.optim.Optimizer) -> None:
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        rows: dict[int, OpenRow] = {}
+        for site in [*self._awaited.values()]:
+            found = [(name, p) for name, p in site.parameters(self._net) if id(p) in owned]
+            graded = [(name, p.grad) for name, p in found if p.grad is not None]
+            if graded:
+                del self._awaited[site.key]
+                row = rows.setdefault(site.lane, OpenRow(self._steps.now()))
+                for name, gradient in graded:
+                    self._put(site, row, gradient, parameter=name)
+        for index, row in rows.items():
+            schedule = self._sites.lanes[index].schedule
+            self._stream(StreamKey("train", "optimizer", schedule)).write(row)
 
     def close(self) -> None:
         """Take nothing more."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 import torch
 from torch import nn
 
@@ -130,7 +131,7 @@ def _trace_by_execution(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
         ("batch size",) if batch_is_free else (),
         tuple(fixed),
         tuple(dict.fromkeys(_guards(graphs))),
-        sum(len(w.constants) for w in written.values()),
+        sum(_baked(w.constants) for w in written.values()),
         str(verified),
         tuple(dict.fromkeys(note for w in written.values() for note in w.notes)),
     )
@@ -309,6 +310,11 @@ def _guards(graphs: Mapping[str, Any]) -> list[str]:
         for node in graph.nodes
         if "fxray_guard" in node.meta
     ]
+
+
+def _baked(constants: Mapping[str, Any]) -> int:
+    """Return how many of the constants are values; a function or a class is none."""
+    return sum(isinstance(value, (torch.Tensor, np.ndarray)) for value in constants.values())
 
 
 def _count(graph: Any) -> int:
