@@ -247,7 +247,9 @@ def _check_extras() -> None:
     if "Graphviz" in missing and shutil.which("dot"):
         missing.remove("Graphviz")
     if missing:
-        msg = f"the demo needs {' and '.join(missing)}: pip install 'fxray[demo]'"
+        *some, last = missing
+        names = " and ".join(filter(None, (", ".join(some), last)))
+        msg = f"the demo needs {names}, not installed: pip install 'fxray[demo]'"
         raise fxray.MissingExtraError(msg)
 
 

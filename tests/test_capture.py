@@ -51,6 +51,9 @@ def xray_of(model: nn.Module | None = None, *args: Any, **marks: Any) -> fxray.X
     xray.draft.clear()
     if marks:
         xray.mark("*", selection=fxray.Whole(), **marks)
+    for op in xray.architecture.values():
+        if op.role == "input" and not any(arg.requires_grad for arg in args):
+            xray.unmark(op.path, "grad")  # which nothing would come of, and close would say so
     return xray
 
 

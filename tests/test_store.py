@@ -368,6 +368,21 @@ def test_a_reader_that_read_a_half_full_chunk_sees_the_rest_after_a_refresh(
         assert reader.coords["step"][-1] == step
 
 
+def test_a_refresh_forgets_which_records_were_missing(
+    writer: ZarrWriter, store: ZarrStore
+) -> None:
+    writer.declare(ArrayInfo("x", "float32", (2,)))
+    writer.append(Row(0), {})
+    writer.commit()
+    reader = stream(store)
+    assert reader.present("x").tolist() == [False]
+    writer.append(Row(1), {"x": record(np.zeros(1, "float32"))})
+    writer.close()
+    reader.refresh()
+    assert reader.present("x").tolist() == [False, True]
+    assert reader.read("x", 1).shape == (1,)
+
+
 def test_close_gives_every_array_its_committed_shape(
     writer: ZarrWriter, store: ZarrStore, tmp_path: Path
 ) -> None:
@@ -454,7 +469,7 @@ def test_a_full_chunk_waits_for_the_write_of_its_half(writer: ZarrWriter) -> Non
 
     for step in range(column.rows - 1):
         writer.append(Row(step), {"x": record(np.zeros(1 << 17, "float32"))})
-    column.partial = Half()
+    column.partial = Half()  # type: ignore[assignment]  # no future, but as slow as one
     assert not waited
     writer.append(Row(9), {"x": record(np.zeros(1 << 17, "float32"))})
     assert waited == [None]

@@ -108,7 +108,8 @@ def _show_series(series: Series, *, everything: bool) -> None:
         call = str(row.call) if several_calls else ""
         where = [str(row.step), str(row.epoch), str(row.batch), call, row.phase]
         if scalar:
-            values = _by_field(series.record(at))
+            value = series.record(at)
+            values = value if isinstance(value, dict) else {fields[0]: value}
             rows.append([*where, *(number(values[f]) if f in values else "–" for f in fields)])
         else:
             rows.append([*where, times(shapes[at] or ())])

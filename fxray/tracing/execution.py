@@ -28,7 +28,7 @@ from fxray.tracing import runtime
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
 from fxray.tracing.numbers import plain
 from fxray.tracing.ops import NodeInfo, module_fields, set_info, tensor_items
-from fxray.tracing.patches import patched, user_line
+from fxray.tracing.patches import patched, refused_change, user_line
 from fxray.tracing.provenance import Provenance
 from fxray.tracing.tidy import gather_inputs, prune
 from fxray.tracing.torch_calls import (
@@ -379,14 +379,8 @@ class GraphWriter(TorchFunctionMode):
                 holder = self.graph.get_attr(path) if path else self.graph.get_attr("_original")
                 node = self.nodes.argument(value)
                 self.graph.call_function(runtime.assign, (holder, name, node))
-            elif not isinstance(module, nn.Module) or name != "training":
-                file, line = _definition(module)
-                msg = (
-                    f"{file}:{line}: the forward of {type(module).__name__} changes its attribute "
-                    f"{where!r}, which a graph cannot follow yet; keep it in a buffer (a tensor), "
-                    "or change it outside the forward"
-                )
-                raise TraceError(msg)
+            elif name != "training":
+                raise refused_change(module, where)
 
 
 def _fields_of(out: Any) -> Any:
@@ -398,8 +392,3 @@ def _fields_of(out: Any) -> Any:
 def _short_line() -> str:
     file, line = user_line()
     return f"{os.path.basename(file)}:{line}" if file else ""  # noqa: PTH119
-
-
-def _definition(module: nn.Module) -> tuple[str, int]:
-    code = getattr(type(module).forward, "__code__", None)
-    return (code.co_filename, code.co_firstlineno) if code else ("?", 0)

@@ -328,8 +328,10 @@ def _trace_symbolically(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
     written = write_symbolically(model)
     graphs = {mode: w.graph for mode, w in written.items()}
     name_ops(graphs)
+    flags = _flags_that_matter(model, written)
     programs = {
-        mode: Program(w.graph, open_call(model), _renamed(w, mode)) for mode, w in written.items()
+        mode: Program(w.graph, open_call(model), _renamed(w, mode), flags[mode])
+        for mode, w in written.items()
     }
     module = TracedModule(model, programs)
     verified = Report("symbolic", {}).verified
@@ -341,6 +343,7 @@ def _trace_symbolically(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
         verified = str(next((c for c in comparisons if not c.equal), comparisons[0]))
     counts = {mode: _count(graph) for mode, graph in graphs.items()}
     notes = tuple(dict.fromkeys(note for w in written.values() for note in w.notes))
-    report = Report("symbolic", counts, verified=verified, notes=notes)
+    constants = sum(_baked(w.constants) for w in written.values())
+    report = Report("symbolic", counts, constants=constants, verified=verified, notes=notes)
     returns = {mode: w.returns for mode, w in written.items()}
     return Traced(model, module, architecture_of(model, graphs, returns), report)

@@ -40,9 +40,14 @@ class Writer(Protocol):
         ...
 
 
-__all__ = ["SKIPPED_FILES", "Writer", "patched", "patched_contexts", "user_line"]
+__all__ = ["SKIPPED_FILES", "Writer", "patched", "patched_contexts", "refused_change", "user_line"]
 
-SKIPPED_FILES = (torch.__path__[0], __file__.rpartition("/tracing/")[0], "<")
+SKIPPED_FILES = (
+    torch.__path__[0],
+    __file__.rpartition("/tracing/")[0],
+    *("<fxray graph", "<eval_with_key", "<frozen ", "<attrs "),
+)
+"""How the files begin whose frames are not the user's; a notebook's cells are theirs."""
 
 
 def user_line() -> tuple[str, int]:
@@ -54,6 +59,17 @@ def user_line() -> tuple[str, int]:
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return "", 0
+
+
+def refused_change(module: nn.Module, where: str) -> TraceError:
+    """Return the error that names the forward that changes a Python attribute."""
+    code = getattr(type(module).forward, "__code__", None)
+    file, line = (code.co_filename, code.co_firstlineno) if code else ("?", 0)
+    return TraceError(
+        f"{file}:{line}: the forward of {type(module).__name__} changes its attribute {where!r}, "
+        "which a graph cannot follow yet; keep it in a buffer (a tensor), or change it outside "
+        "the forward"
+    )
 
 
 @contextlib.contextmanager

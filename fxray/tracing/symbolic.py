@@ -17,7 +17,12 @@ from fxray.tracing.execution import WrittenGraph, is_leaf
 from fxray.tracing.module import MODES
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
 from fxray.tracing.ops import NodeInfo, info_of, module_fields, set_info
-from fxray.tracing.patches import SKIPPED_FILES, patched_contexts, user_line
+from fxray.tracing.patches import (
+    SKIPPED_FILES,
+    patched_contexts,
+    refused_change,
+    user_line,
+)
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
 
 if TYPE_CHECKING:
@@ -63,8 +68,9 @@ def write_symbolically(model: nn.Module) -> dict[str, WrittenGraph]:
             return {m: _write(model, leaves, training=m == MODES[0]) for m in MODES}
         except _Unfollowed as failure:
             if failure.module is None or type(failure.module) in leaves:
+                where = f"{failure.where}: " if failure.where else ""
                 msg = (
-                    f"{failure.where}: torch.fx cannot follow the forward without an input: "
+                    f"{where}torch.fx cannot follow the forward without an input: "
                     f"{failure.reason}. Give one: fxray.trace(model, x)"
                 )
                 raise TraceError(msg) from failure.__cause__
@@ -85,6 +91,8 @@ def _write(model: nn.Module, leaves: dict[type[nn.Module], str], *, training: bo
     try:
         with preserved_rng(0), training_flags(model, training=training), patched_contexts(tracer):
             graph = tracer.trace(model)
+            tracer.keep_constants(graph)
+            tracer.keep_assignments(graph, state)
     except TraceError:
         raise
     except Exception as error:
@@ -97,7 +105,10 @@ def _write(model: nn.Module, leaves: dict[type[nn.Module], str], *, training: bo
         state.restore()
     _drop_numbers(graph)
     graph.lint()
-    notes = [f"{cls.__name__} kept as one op ({where})" for cls, where in leaves.items()]
+    notes = [
+        f"{cls.__name__} kept as one op" + (f" ({where})" if where else "")
+        for cls, where in leaves.items()
+    ]
     inlined = tuple(dict.fromkeys(c.partition("@")[0] for c in tracer.returns))
     return WrittenGraph(graph, tracer.constants, tracer.returns, inlined, notes=tuple(notes))
 
@@ -105,7 +116,7 @@ def _write(model: nn.Module, leaves: dict[type[nn.Module], str], *, training: bo
 def _user_frame(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if not f.filename.startswith(SKIPPED_FILES)]
-    return f"{ours[-1].filename}:{ours[-1].lineno}" if ours else "?"
+    return f"{ours[-1].filename}:{ours[-1].lineno}" if ours else ""
 
 
 class _Tracer(fx.Tracer):
@@ -202,6 +213,26 @@ class _Tracer(fx.Tracer):
         proxy = self.create_proxy("call_function", runtime.run_object, (held, *args), kwargs)
         self._describe_call(proxy.node, "call_function", name)
         return proxy
+
+    def keep_constants(self, graph: fx.Graph) -> None:
+        """Keep what fx left on the user's model: tensors that the forward made."""
+        for node in graph.nodes:
+            if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+                name = f"_constant_{len(self.constants)}"
+                self.constants[name] = getattr(self._model, node.target)
+                node.target = name
+
+    def keep_assignments(self, graph: fx.Graph, state: ModelState) -> None:
+        """Write what the forward assigned to attributes, which fx loses in silence."""
+        before_end = graph.output_node()
+        for module, name, value in state.assigned():
+            path = self.path_of_module(module) if module is not self._model else ""
+            if isinstance(value, fx.Proxy):
+                with graph.inserting_before(before_end):
+                    holder = graph.get_attr(path or "_original")
+                    graph.call_function(runtime.assign, (holder, name, value.node))
+            elif name != "training" and not name.startswith("_tensor_constant"):
+                raise refused_change(module, f"{path}.{name}" if path else name)
 
     # ------------------------------------------------------------------ notes
 

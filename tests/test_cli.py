@@ -1,0 +1,385 @@
+"""The `fxray` command: what each sub-command prints, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxray
+from fxray.cli import main
+from fxray.cli.entry import COMMANDS
+from fxray.cli.text import print_table, statistics
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Shell = Callable[..., tuple[int, str, str]]
+"""What words the command is given, to its status, stdout and stderr."""
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(4 * 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.head(F.relu(self.conv1(x)).flatten(1))
+        return hidden
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with two runs; the second of 30 steps, two epochs, two phases."""
+    place = tmp_path_factory.mktemp("cli") / "runs"
+    torch.manual_seed(0)
+    batches = [torch.randn(5, 1, 6, 6) for _ in range(15)]
+    model = Net()
+    xray = fxray.trace(model, batches[0])
+    xray.draft.clear()
+    xray.mark(F.relu, output=True, every=5)
+    xray.mark(F.relu, grad=True, selection=fxray.Stats())
+    xray.mark("conv1", weight=True, every=10)
+    xray.mark("head", output=True, selection=fxray.Histogram(8))
+    net = xray.rewrite()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for name, epochs in (("first", 1), ("second", 2)):
+        with fxray.record(net, place, name=name, tags={"lr": 0.1}) as recorder:
+            for _ in range(epochs):
+                for x in recorder.epoch(batches):
+                    loss = net(x).square().mean()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    recorder.log(loss=loss)
+                with torch.no_grad():
+                    for x in recorder.phase("valid", batches[:1]):
+                        net(x)
+    return place
+
+
+@pytest.fixture
+def run_fxray(capsys: pytest.CaptureFixture[str]) -> Shell:
+    """Give `main` as a shell sees it: status, stdout, stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 0
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def lines_of(answer: tuple[int, str, str]) -> list[str]:
+    status, out, err = answer
+    assert (status, err) == (0, "")
+    return out.splitlines()
+
+
+# What it prints
+
+
+def test_runs_lists_them(run_fxray: Shell, place: Path) -> None:
+    head, *rows = lines_of(run_fxray("runs", place))
+    assert head.split()[:3] == ["run", "name", "model"]
+    assert [row.split()[1:3] for row in rows] == [["first", "Net"], ["second", "Net"]]
+    assert all("lr=0.1" in row for row in rows)
+
+
+def test_show_prints_the_run(run_fxray: Shell, place: Path) -> None:
+    assert lines_of(run_fxray("show", place)) == str(fxray.open(place)).splitlines()
+    assert "'first'" in lines_of(run_fxray("show", place, "--run", "first"))[0]
+    narrowed = "\n".join(lines_of(run_fxray("show", place, "--phase", "valid")))
+    assert "phases valid;" in narrowed
+
+
+def test_show_lists_the_records_of_a_layer(run_fxray: Shell, place: Path) -> None:
+    lines = lines_of(run_fxray("show", place, "relu", "--kind", "output"))
+    assert lines[0] == "relu output: 7 records, selected by NaturalSelection"
+    assert lines[1].split() == ["step", "epoch", "batch", "phase", "shape"]
+    assert [line.split() for line in lines[2:6]] == [
+        ["0", "0", "0", "train", "5×4×4×4"],
+        ["5", "0", "5", "train", "5×4×4×4"],
+        ["10", "0", "10", "train", "5×4×4×4"],
+        ["15", "0", "0", "valid", "5×4×4×4"],
+    ]
+    both = "\n".join(lines_of(run_fxray("show", place, "relu-0")))
+    assert "relu output: 7 records" in both
+    assert "relu grad: 30 records with fields count" in both
+
+
+def test_a_long_table_is_cut_unless_all_is_asked_for(run_fxray: Shell, place: Path) -> None:
+    words = ("show", place, "relu", "--kind", "grad", "--field", "norm")
+    cut, whole = lines_of(run_fxray(*words)), lines_of(run_fxray(*words, "--all"))
+    assert cut[-1] == "(14 rows left out; --all prints them)"
+    assert len(whole) == 32
+    norms = fxray.open(place)["relu"].grad.field("norm").to_numpy()
+    assert whole[-1].split() == ["29", "1", "14", "train", f"{norms[-1]:.5g}"]
+
+
+def test_show_prints_the_array_of_a_step(run_fxray: Shell, place: Path) -> None:
+    lines = lines_of(run_fxray("show", place, "--step", "20", "relu", "--kind", "output"))
+    kept = fxray.open(place)["relu"].output[20]
+    assert lines[0] == "relu.output at step 20, epoch 1, batch 5, phase train"
+    assert lines[1].startswith("[[[[")
+    assert lines[-1] == statistics(kept)
+    assert lines[-1].startswith("5×4×4×4 float32; min 0, mean ")
+
+
+def test_show_prints_fields_and_single_numbers_of_a_step(run_fxray: Shell, place: Path) -> None:
+    grad = lines_of(run_fxray("show", place, "relu", "--step", "7"))
+    assert grad[0] == "relu.grad at step 7, epoch 0, batch 7, phase train"
+    assert grad[1].split() == ["count", "320"]
+    head = lines_of(run_fxray("show", place, "head", "--step", "7"))
+    assert {"counts:", "edges:"} <= set(head)
+
+
+def test_show_prints_everything_of_a_step(run_fxray: Shell, place: Path) -> None:
+    lines = lines_of(run_fxray("show", place, "--step", "10"))
+    assert lines[0].split() == ["op", "kind", "field", "at", "step", "10"]
+    rows = {tuple(line.split()[:2]) for line in lines[1:]}
+    assert rows == {
+        ("conv1", "weight"),
+        ("conv1", "weight.bias"),
+        ("relu", "output"),
+        ("relu", "grad"),
+        ("head", "output"),
+    }
+
+
+def test_show_prints_logged_numbers(run_fxray: Shell, place: Path) -> None:
+    lines = lines_of(run_fxray("show", place, "loss", "--all"))
+    assert lines[0] == "logged loss: 30 records"
+    assert lines[1].split()[-1] == "value"
+    assert len(lines) == 32
+
+
+def test_render_draws_the_graph(run_fxray: Shell, place: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "net.dot"
+    (line,) = lines_of(run_fxray("render", place, "-o", target, "--depth", "1"))
+    assert line == f"{target}: the graph of run {fxray.open(place).id}"
+    assert "O ×7" in target.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        (["conv1"], "conv1.weight"),
+        (["conv1", "--kind", "weight.bias"], "conv1.weight.bias"),
+        (["conv1", "--steps", "0:30:10"], "conv1.weight"),
+        (["relu", "--step", "20"], "relu.output"),
+        (["relu", "--step", "7"], "relu.grad"),
+        (["relu", "--phase", "valid", "--steps", "0:100"], "relu.output"),
+        (["relu", "--kind", "grad", "--field", "norm"], "relu.grad.norm"),
+        (["head"], "head.output"),
+        (["loss"], "loss"),
+    ],
+)
+def test_plot_draws_a_series(
+    run_fxray: Shell,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    words: list[str],
+    title: str,
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (line,) = lines_of(run_fxray("plot", place, *words))
+    assert line.startswith(f"{title}.png: {title} of run {fxray.open(place).id}")
+    assert (tmp_path / f"{title}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_writes_what_the_name_ends_in(run_fxray: Shell, place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    lines_of(run_fxray("plot", place, "loss", "-o", tmp_path / "a" / "loss.svg"))
+    assert "<svg" in (tmp_path / "a" / "loss.svg").read_text(encoding="utf-8")
+
+
+def test_the_place_may_be_left_out(
+    run_fxray: Shell, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.parent)
+    assert lines_of(run_fxray("runs")) == lines_of(run_fxray("runs", place))
+    assert lines_of(run_fxray("show", "relu")) == lines_of(run_fxray("show", "runs", "relu"))
+    monkeypatch.chdir(place)
+    status, out, err = run_fxray("show", "--run", "second")
+    assert (status, out) == (1, "")
+    assert err == (
+        "fxray: there is neither runs/ nor fxray-demo/runs/ here; "
+        "name the folder, or make one: fxray demo\n"
+    )
+
+
+# What it says when something is wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "PLACE", "rleu"], "nearest: 'relu'"),
+        (["show", "PLACE", "flatten"], "nothing of 'flatten' was kept"),
+        (["show", "PLACE", "relu", "--kind", "outptu"], "nearest: 'output'; it has output, grad"),
+        (["show", "PLACE", "relu", "--field", "men"], "nearest: 'mean'"),
+        (["show", "PLACE", "conv1", "--field", "mean"], "has no fields"),
+        (["show", "PLACE", "relu", "--kind", "output", "--step", "7"], "nearest: 5, 10"),
+        (["show", "PLACE", "relu", "--phase", "vaild"], "only in 'train', 'valid'"),
+        (["show", "PLACE", "--phase", "vaild"], "it has train, valid"),
+        (["show", "PLACE", "--kind", "output"], "name it: fxray show PLACE LAYER"),
+        (["show", "PLACE", "--step", "999"], "nearest: 30"),
+        (["show", "PLACE", "--run", "secnd"], "nearest: 'second'"),
+        (["runs", "./nowhere"], "./nowhere holds no fxray runs"),
+        (["plot", "PLACE"], "say which layer to draw; run"),
+        (["plot", "PLACE", "relu", "--step", "7", "--kind", "output"], "nearest"),
+        (["plot", "PLACE", "relu", "--steps", "100:200"], "it has 0 to 25"),
+        (["plot", "PLACE", "relu", "-o", "relu.gif"], "end its name in .png, .svg, .pdf"),
+        (["render", "PLACE", "-o", "net.gif"], "end its name in one of .svg"),
+    ],
+)
+def test_an_error_is_one_line(run_fxray: Shell, place: Path, words: list[str], said: str) -> None:
+    status, out, err = run_fxray(*(place if word == "PLACE" else word for word in words))
+    assert (status, out) == (1, "")
+    assert err.startswith("fxray: ")
+    assert err.count("\n") == 1
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["shwo"], "no command 'shwo'; did you mean 'show'?"),
+        (["--verson"], "unrecognized arguments: --verson; see: fxray --help"),
+        (["show", "PLACE", "relu", "more"], "see: fxray show --help"),
+        (["show", "--step", "four"], "--step: invalid int value: 'four'"),
+        (["demo", "--epochs", "0"], "'0' is no whole number of at least 1"),
+        (["plot", "PLACE", "relu", "--steps", "0:10:0"], "write 0:100, 0:100:10 or 0,50,100"),
+    ],
+)
+def test_words_that_make_no_sense_are_status_2(
+    run_fxray: Shell, place: Path, words: list[str], said: str
+) -> None:
+    status, out, err = run_fxray(*(place if word == "PLACE" else word for word in words))
+    assert (status, out) == (2, "")
+    assert err.startswith("fxray: ")
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    run_fxray: Shell, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    status, _, err = run_fxray("render", place, "-o", tmp_path / "file" / "net.dot")
+    assert status == 1
+    assert err.startswith("fxray: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["plot", "PLACE", "relu"], ["render", "PLACE", "-o", "a.png"]])
+def test_pictures_name_the_extra_that_is_missing(
+    run_fxray: Shell,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "fxray.look.picture", None)
+    monkeypatch.setattr("fxray.look.render.engine", lambda: None)
+    status, _, err = run_fxray(*(place if word == "PLACE" else word for word in words))
+    assert status == 1
+    assert "pip install 'fxray[plot]'" in err or "pip install 'fxray[dot]'" in err
+
+
+def test_an_interrupt_is_no_traceback(run_fxray: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fxray.cli.demo.demo", interrupted)
+    assert run_fxray("demo") == (130, "", "fxray: interrupted\n")
+
+
+# Help
+
+
+def test_the_help_names_every_command(run_fxray: Shell) -> None:
+    asked = lines_of(run_fxray("--help"))
+    assert asked == lines_of(run_fxray())
+    text = "\n".join(asked)
+    assert "examples:" in text
+    assert all(f"  {name} " in text and c.summary in text for name, c in COMMANDS.items())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_examples_that_parse(run_fxray: Shell, name: str) -> None:
+    text = "\n".join(lines_of(run_fxray(name, "--help")))
+    command = COMMANDS[name]
+    assert command.summary in text
+    assert "default" in text
+    for line, words in command.examples:
+        assert line in text
+        assert words in text
+        program, first, *rest = line.split()
+        assert (program, first) == ("fxray", name)
+        command.parse(rest)
+
+
+def test_the_version_is_told(run_fxray: Shell) -> None:
+    (line,) = lines_of(run_fxray("--version"))
+    assert line.startswith("fxray 0.")
+    assert f"torch {torch.__version__}" in line
+
+
+# As a shell runs it
+
+
+def test_as_a_process(place: Path) -> None:
+    """A reader that goes away is no error to talk about."""
+    command = [sys.executable, "-m", "fxray", "show", str(place), "relu", "--all"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
+# Its tables
+
+
+def test_a_terminal_gets_rich_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    print_table(["op", "empty", "kind"], [["a[b]", "", "output"]])
+    out = capsys.readouterr().out
+    assert "a[b]" in out
+    assert "empty" not in out
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.array(3), "3"),
+        (np.zeros((0, 2), np.float32), "0×2 float32; 0 NaN"),
+        (np.array([1, 2]), "2 int64; min 1, mean 1.5, max 2; 0 NaN"),
+        (np.array([np.nan, np.nan]), "2 float64; 2 NaN"),
+        (np.array([3 + 4j]), "1 complex128; magnitudes: min 5, mean 5, max 5; 0 NaN"),
+    ],
+)
+def test_statistics_of_any_array(array: np.ndarray, said: str) -> None:
+    assert statistics(array) == said
