@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -227,17 +228,22 @@ def demo(out: str | os.PathLike[str] = "fxray-demo", epochs: int = EPOCHS) -> fx
         xray = watch(model, image)
         print(f"A small CNN learns handwritten digits; {folder}/graph.svg shows it.")
         print(f"  {xray.report}\n")
+        if before:
+            print(
+                f"{runs} has {before} run{'s' if before > 1 else ''} already: this one is added, "
+                "and its pictures replace those of the one before.\n"
+            )
         for suffix in ("svg", "png"):
             xray.render(folder / f"graph.{suffix}", title="DigitNet: what will be kept")
         net = xray.rewrite()
         # A commit a second: whenever this is killed, all but the last second can be read.
         with fxray.record(net, runs, name="digits", commit_every=1.0) as recorder:
             accuracy = train(net, recorder, epochs)
-    run = fxray.open(runs)
+    run = fxray.open(runs, recorder.id)
     print(f"\nIt reads {accuracy:.1%} of the digits that it never saw. What was saved:\n")
     print(_saved(run))
     _draw(run, folder)
-    _say_where(run, folder, before)
+    _say_where(run, runs)
     return run
 
 
@@ -289,32 +295,31 @@ def _saved(run: fxray.Run) -> str:
 
 
 def _draw(run: fxray.Run, folder: Path) -> None:
+    print(f"\nPictures, in {folder}:\n")
+    width = max(len(picture.file) for picture in PICTURES)
+
+    def say(file: str, words: str) -> None:
+        print(f"  {file:{width}}  {words}", flush=True)
+
+    say("graph.svg, .png", "the network, a badge for all that was to be kept")
     for suffix in ("svg", "png"):
         run.render(folder / f"saved.{suffix}", title="DigitNet: what was kept")
+    say("saved.svg, .png", "the same with how often it was")
     for picture in PICTURES:
         picture.draw(run).savefig(folder / picture.file, dpi=120)
+        say(picture.file, picture.words)
 
 
-def _say_where(run: fxray.Run, folder: Path, before: int) -> None:
-    files = {
-        "graph.svg, .png": "the network, a badge for all that was to be kept",
-        "saved.svg, .png": "the same with how often it was",
-        **{picture.file: picture.words for picture in PICTURES},
-    }
-    width = max(map(len, files))
-    print(f"\nPictures in {folder}{'/' if before == 0 else ' (those of earlier runs are gone)'}\n")
-    for name, words in files.items():
-        print(f"  {name:{width}}  {words}")
-    place = folder / "runs"
-    more = f"; there are {before + 1} runs in it now" if before else ""
+def _say_where(run: fxray.Run, place: Path) -> None:
+    typed = shlex.quote(str(place))
     print(
         f"""
-The numbers are in {place}, run {run.id}{more}. Look further:
+The numbers are in {place}, run {run.id}. Look further:
 
-  fxray runs {place}
-  fxray show {place} relu --kind output --step 40
-  fxray plot {place} relu_1 --kind output --step 40
-  fxray render {place} -o net.svg
+  fxray runs {typed}
+  fxray show {typed} relu --kind output --step 40
+  fxray plot {typed} relu_1 --kind output --step 40
+  fxray render {typed} -o net.svg
 
 or in Python:
 

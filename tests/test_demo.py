@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,9 +14,6 @@ import pytest
 import fxray
 from fxray import demo
 from fxray.cli import main
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.dot
 pytest.importorskip("matplotlib")
@@ -27,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give what one epoch of the demo writes; what it says is in `said.txt`."""
     folder = tmp_path_factory.mktemp("demo") / "fxray-demo"
     with pytest.MonkeyPatch.context() as patch:
@@ -86,7 +82,7 @@ def test_a_second_run_is_added(
     before = [run.id for run in fxray.runs(folder / "runs")]
     run = demo.demo(folder, epochs=1)
     assert [run.id for run in fxray.runs(folder / "runs")] == [*before, run.id]
-    assert "there are 2 runs in it now" in capsys.readouterr().out
+    assert f"{folder / 'runs'} has 1 run already" in capsys.readouterr().out
     first = fxray.open(folder / "runs", before[0])
     np.testing.assert_array_equal(first["conv2"].weight[40], run["conv2"].weight[40])
     np.testing.assert_array_equal(first.log["loss"].to_numpy(), run.log["loss"].to_numpy())

@@ -89,7 +89,8 @@ class Stream:
         self.key = key
         self._store, self._run_id = store, run_id
         self._writer: StreamWriter | None = None
-        self._declared: set[str] = set()
+        self._names: dict[int, str] = {}
+        self._declared: dict[str, ArrayInfo] = {}
         self._open: collections.deque[OpenRow] = collections.deque()
 
     def open(self, forward: Forward) -> OpenRow:
@@ -115,11 +116,28 @@ class Stream:
             return
         if self._writer is None:
             self._writer = self._store.writer(self._run_id, self.key.name, self.key.attributes)
-        for name, info in row.infos.items():
-            if name not in self._declared:
-                self._writer.declare(info)
-                self._declared.add(name)
-        self._writer.append(row.row, row.records)
+        names = {name: self._declare(self._writer, info) for name, info in row.infos.items()}
+        records = {names[name]: record for name, record in row.records.items()}
+        self._writer.append(row.row, records)
+
+    def _declare(self, writer: StreamWriter, info: ArrayInfo) -> str:
+        """Return the name under which the store keeps the array, declared if it was not.
+
+        An op marked anew with another selection fills an array of its own from then on.
+        """
+        name = self._names.get(id(info))
+        if name is None:
+            again = [n for n, declared in self._declared.items() if declared == info]
+            name = again[0] if again else info.name
+            number = 2
+            while not again and name in self._declared:
+                name, number = f"{info.name}#{number}", number + 1
+            if not again:
+                writer.declare(attrs.evolve(info, name=name))
+            # Kept alive by this, so that its id stays its own.
+            self._declared[name] = info
+            self._names[id(info)] = name
+        return name
 
     def commit(self) -> None:
         """Make what was written readable."""

@@ -54,7 +54,8 @@ def plot_data(
     records: dict[str, list[Any]] = {name: [] for name in names}
     kept = []
     for at, record in rows:
-        values = record if isinstance(record, dict) else {"": record}
+        # A series narrowed to one field has bare records.
+        values = record if isinstance(record, dict) else dict.fromkeys(names.values(), record)
         if all(whole in values for whole in names.values()):
             kept.append(at)
             for name, whole in names.items():
