@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import operator
 import os
+import re
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ class GraphWriter(TorchFunctionMode):
             TraceError: the forward does what no graph can hold; names file and line.
         """
         for leaf, tensor in zip(spec.tensor_leaves, tensors, strict=True):
-            node = self.graph.placeholder(leaf.path.replace(".", "_"))
+            node = self.graph.placeholder(self._argument_name(leaf.path))
             self.nodes.remember(tensor, node)
             specs = (TensorSpec.of(tensor),)
             info = NodeInfo("input", leaf.path, "", "input", "input", outputs=specs)
@@ -134,6 +135,14 @@ class GraphWriter(TorchFunctionMode):
             frozenset(self.reads),
             tuple(notes),
         )
+
+    def _argument_name(self, path: str) -> str:
+        """Return a Python name for an argument that no other placeholder has."""
+        name = re.sub(r"\W", "_", path)
+        taken = {node.target for node in self.graph.nodes}
+        while name in taken:
+            name += "_"
+        return name
 
     def refuse(self, what: str) -> TraceError:
         """Return the error that names the user's line and says what it does there."""

@@ -39,9 +39,14 @@ class Report:
         parts += [f"{what} free" for what in self.free]
         parts += self.fixed
         if self.guards:
-            parts.append(f"{len(self.guards)} branches guarded: {', '.join(self.guards)}")
+            parts.append(f"{_count(len(self.guards), 'branch')} guarded: {', '.join(self.guards)}")
         if self.constants:
-            parts.append(f"{self.constants} constants baked")
+            parts.append(f"{_count(self.constants, 'constant')} baked")
         parts += self.notes
         parts.append(self.verified)
         return "; ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    plural = f"{what}es" if what.endswith("ch") else f"{what}s"
+    return f"{number} {what if number == 1 else plural}"

@@ -15,12 +15,15 @@ from fxray.tracing.state import ModelState, preserved_rng, training_flags
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["ROUNDING", "Comparison", "compare"]
+
+ROUNDING = 1e-3
+"""The relative difference up to which two computations may be the same one, rounded."""
 
 
 @attrs.frozen
 class Comparison:
-    """The largest absolute difference found; 0 means bit-equal.
+    """The largest difference found, relative to the largest number; 0 means bit-equal.
 
     Attributes:
         outputs: over every tensor returned; infinite where the structure differs.
@@ -35,11 +38,16 @@ class Comparison:
         """Whether everything compared was bit-equal."""
         return not self.outputs and not self.gradients
 
+    @property
+    def wrong(self) -> bool:
+        """Whether the two differ by more than rounding."""
+        return max(self.outputs, self.gradients or 0.0) > ROUNDING
+
     def __str__(self) -> str:
         if self.equal:
             return "verified bit-equal" + ("" if self.gradients is None else ", gradients equal")
-        text = f"verified: outputs differ by up to {self.outputs:.3g}"
-        return text + ("" if self.gradients is None else f", gradients by {self.gradients:.3g}")
+        text = f"outputs differ by up to {self.outputs:.2g} of their size"
+        return text + ("" if self.gradients is None else f", gradients by {self.gradients:.2g}")
 
 
 def compare(
@@ -152,4 +160,5 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
     a, b = a.to(wide), b.to(wide)
     same = (a == b) | (a.isnan() & b.isnan())
     apart = torch.where(same, torch.zeros_like(a), a - b).abs().max().item()
-    return math.inf if math.isnan(apart) else float(apart)
+    size = torch.where(b.isfinite(), b, torch.zeros_like(b)).abs().max().item()
+    return math.inf if math.isnan(apart) else float(apart / (size or 1.0))
