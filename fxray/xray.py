@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import enum
+import json
+import os
 import warnings
 from collections.abc import Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+import torch
 from torch import nn
 
 from fxray.capture.recorder import Recorder
 from fxray.capture.rewrite import RewrittenModule, rewrite
-from fxray.draft import DEFAULTS, DefaultTable, Draft, Estimate
+from fxray.draft import DEFAULTS, DefaultTable, Draft, Estimate, MarkWords
 from fxray.errors import FxrayError, FxrayWarning, RecordError
 from fxray.look import render
 from fxray.run import Run
@@ -19,7 +24,6 @@ from fxray.store import open_store
 from fxray.tracing.ladder import Traced, trace_model
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from torch import fx
@@ -160,7 +164,7 @@ class Xray:
             return
         self._draft.replace(entries)
 
-    def mark(self, what: Any, **words: Any) -> tuple[str, ...]:
+    def mark(self, what: Any, **words: Unpack[MarkWords]) -> tuple[str, ...]:
         """Keep, with True, or no longer, with False, kinds of what `what` means.
 
         `what` and `words` are those of `Draft.mark`: a path or pattern, a module, a
@@ -283,9 +287,11 @@ def record(
         commit_every: seconds between commits; a crash loses at most what came after one.
 
     Raises:
-        RecordError: `net` is not rewritten, or is being recorded already.
+        RecordError: `net` is not rewritten, or is being recorded already; a tag that JSON
+            does not hold.
         StoreError: `place` cannot be written.
     """
+    told = _plain_tags(tags or {})
     store = open_store(place)
 
     def read(run_id: str) -> Run:
@@ -295,11 +301,32 @@ def record(
         _rewritten_in(net),
         store,
         name=name,
-        tags=tags or {},
+        tags=told,
         versions={"fxray": _version()},
         commit_every=commit_every,
         read=read,
     )
+
+
+def _plain_tags(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tags as JSON holds them: what an argument parser gives, in short."""
+
+    def plainly(value: Any) -> Any:
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+            return value.item()
+        if isinstance(value, (os.PathLike, torch.device, torch.dtype, dt.date, enum.Enum)):
+            return str(value)
+        msg = f"a {type(value).__qualname__}"
+        raise TypeError(msg)
+
+    plain = {}
+    for name, value in tags.items():
+        try:
+            plain[str(name)] = json.loads(json.dumps(value, default=plainly))
+        except (TypeError, ValueError) as error:
+            msg = f"tag {name!r} is no JSON ({error}); give numbers, texts, lists or dicts of them"
+            raise RecordError(msg) from None
+    return plain
 
 
 def _version() -> str:

@@ -29,6 +29,9 @@ over_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 over_frontends = pytest.mark.parametrize("frontend", ["execution", "symbolic"])
 _places = (f"memory://laws-{count}" for count in itertools.count())
 
+# Every kind of every op is marked, and an input, say, has no gradient: the recorder says so.
+pytestmark = pytest.mark.filterwarnings("ignore:nothing was kept:fxray.errors.FxrayWarning")
+
 
 def make(case: Case) -> nn.Module:
     torch.manual_seed(1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fxray.capture.rewrite import RewrittenModule
     from fxray.capture.steps import Steps
     from fxray.capture.tally import Tally
-    from fxray.store import Store
+    from fxray.store import Row, Store
 
 __all__ = ["Intake"]
 
@@ -225,19 +225,21 @@ class Intake:
             if not self._closed:
                 self._take_gradient(site, row, gradient, name=name, item=item)
 
-        tensor.register_hook(take)
+        hook = tensor.register_hook(take)
+        if tensor.is_leaf:  # it outlives its backward, and the hook would come again
+            row.hooks.append(hook)
 
     @_absorbed
     def _take_gradient(
         self, site: Site, row: OpenRow, gradient: torch.Tensor, *, name: str, item: str
     ) -> None:
-        if row.sealed:
-            self._tally.count("gradients that came after their row was written")
-        elif name not in row.expected:
+        if name not in row.expected:
             self._tally.count(
                 "further gradients through a forward that had its own already",
                 "a second backward went through one forward; the first gradients are kept",
             )
+        elif row.sealed:
+            self._tally.count("gradients that came after their row was written")
         else:
             row.expected.discard(name)
             self._put(site, row, gradient, item=item)
@@ -260,12 +262,14 @@ class Intake:
     def _take_used(self, optimizer: torch.optim.Optimizer) -> None:
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         rows: dict[int, OpenRow] = {}
+        place: Row | None = None
         for site in [*self._awaited.values()]:
             found = [(name, p) for name, p in site.parameters(self._net) if id(p) in owned]
             graded = [(name, p.grad) for name, p in found if p.grad is not None]
             if graded:
                 del self._awaited[site.key]
-                row = rows.setdefault(site.lane, OpenRow(self._steps.now()))
+                place = place or self._steps.now("optimizer")
+                row = rows.setdefault(site.lane, OpenRow(place))
                 for name, gradient in graded:
                     self._put(site, row, gradient, parameter=name)
         for index, row in rows.items():

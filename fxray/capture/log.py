@@ -32,10 +32,10 @@ class LogStream:
         if self._writer is None:
             attributes = {"moment": "log", "rank": self._rank}
             self._writer = self._store.writer(self._run_id, self._name, attributes)
-        for name in numbers.keys() - self._declared:
-            info = ArrayInfo(name, "float64", (), {"kind": "log"})
-            self._writer.declare(info)
-            self._declared.add(name)
+        for name in numbers:
+            if name not in self._declared:
+                self._writer.declare(ArrayInfo(name, "float64", (), {"kind": "log"}))
+                self._declared.add(name)
         self._writer.append(row, {name: Record(n, ()) for name, n in numbers.items()})
 
     def commit(self) -> None:

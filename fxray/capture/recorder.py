@@ -169,7 +169,7 @@ class Recorder:
         numbers = {name: number(name, value) for name, value in values.items()}
         if self._usable():
             with self._absorbing():
-                self._log.write(self._steps.now(), numbers)
+                self._log.write(self._steps.now("log"), numbers)
 
     def flush(self) -> None:
         """Make everything recorded so far readable, now."""

@@ -123,6 +123,12 @@ class RewrittenModule(TracedModule):
         TracedModule.graph.fset(self, bare)  # type: ignore[attr-defined]
 
     @property
+    def code(self) -> str:
+        """The Python code of the current mode's graph, capture nodes and all."""
+        self._follow_draft()
+        return super().code
+
+    @property
     def graphs(self) -> dict[str, fx.Graph]:
         """Every fx graph: by mode with captures, and `"train.bare"`, `"eval.bare"` without."""
         bare = super().graphs

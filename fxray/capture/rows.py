@@ -6,6 +6,7 @@ import collections
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from torch.utils.hooks import RemovableHandle
 
 from fxray.draft import Schedule
 from fxray.store import ArrayInfo, Record, Row
@@ -61,6 +62,7 @@ class OpenRow:
         infos: what its arrays are, by name.
         records: what has come, by name.
         sealed: whether it was written; what comes later comes too late.
+        hooks: those to take off again when it is written.
     """
 
     row: Row
@@ -70,6 +72,7 @@ class OpenRow:
     infos: dict[str, ArrayInfo] = attrs.field(factory=dict)
     records: dict[str, Record] = attrs.field(factory=dict)
     sealed: bool = False
+    hooks: list[RemovableHandle] = attrs.field(factory=list)
 
     @property
     def complete(self) -> bool:
@@ -112,6 +115,8 @@ class Stream:
     def write(self, row: OpenRow) -> None:
         """Hand a row to the store; one in which nothing came is left out."""
         row.sealed = True
+        for hook in row.hooks:
+            hook.remove()
         if not row.records:
             return
         if self._writer is None:

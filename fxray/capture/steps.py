@@ -50,7 +50,7 @@ class Steps:
         self._trained_batch = 0
         self._phase: str | None = None
         self._grouped = False
-        self._group_begun = False
+        self._group_phases: set[str] = set()
         self._forwards: collections.Counter[str] = collections.Counter()
         self._passes: collections.Counter[str] = collections.Counter()
         self._calls: dict[str, tuple[int, int]] = {}
@@ -65,11 +65,10 @@ class Steps:
         """Count a forward that begins in this mode."""
         phase = self._phase or ("train" if training else "eval")
         trains = training and self._phase is None
-        first = not (self._grouped and self._group_begun)
+        first = not self._grouped or phase not in self._group_phases
         if first:
             self._counts[phase] += 1
-        if self._grouped:
-            self._group_begun = True
+            self._group_phases.add(phase)
         if trains and first:
             self.step += 1
             self._trained = True
@@ -77,25 +76,36 @@ class Steps:
             step = self.step - 1
             self._trained_batch = step if self._batch is None else self._batch
         elif self._trained or self._phase is not None:
-            step = self.step
+            # Not below a step given before training began, so that steps never decrease.
+            step = max(self.step, self._calls.get(phase, (0, 0))[0])
         else:
             step = self._counts[phase] - 1
         batch = self._batch
         if batch is None:
             batch = step if trains else self._passes[phase]
         self._passes[phase] += 1
-        at, call = self._calls.get(phase, (-1, 0))
-        call = call + 1 if at == step else 0
-        self._calls[phase] = (step, call)
+        call = self._next_call(phase, step)
         index = self._forwards[phase]
         self._forwards[phase] += 1
         row = Row(step, self.epoch, batch, call, phase, time.time_ns())
         return Forward(row, self._counts[phase] - 1, index)
 
-    def now(self) -> Row:
-        """Return the row of something that happens in the training step begun last."""
+    def now(self, what: str) -> Row:
+        """Return the row of something that happens in the training step begun last.
+
+        Args:
+            what: whose calls within a step are counted, e.g. `"log"`.
+        """
         step = max(self.step - 1, 0)
-        return Row(step, self.epoch, self._trained_batch, 0, self._phase or "train", time.time_ns())
+        call = self._next_call(f"@{what}", step)
+        phase = self._phase or "train"
+        return Row(step, self.epoch, self._trained_batch, call, phase, time.time_ns())
+
+    def _next_call(self, whose: str, step: int) -> int:
+        before, call = self._calls.get(whose, (-1, 0))
+        call = call + 1 if before == step else 0
+        self._calls[whose] = (step, call)
+        return call
 
     @contextlib.contextmanager
     def group(self) -> Iterator[None]:
@@ -103,7 +113,7 @@ class Steps:
         if self._grouped:
             msg = "recorder.step() inside recorder.step(): leave the first before the second"
             raise RecordError(msg)
-        self._grouped, self._group_begun = True, False
+        self._grouped, self._group_phases = True, set()
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fxray.draft.defaults import DEFAULTS, DefaultTable
 from fxray.draft.draft import Capture, Draft
-from fxray.draft.entry import KINDS, Entry
+from fxray.draft.entry import KINDS, Entry, MarkWords
 from fxray.draft.estimate import Estimate
 from fxray.draft.schedule import Schedule
 
@@ -16,5 +16,6 @@ __all__ = [
     "Draft",
     "Entry",
     "Estimate",
+    "MarkWords",
     "Schedule",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 
@@ -15,7 +15,17 @@ from fxray.selections import NaturalSelection, Selection, check_selection
 if TYPE_CHECKING:
     from fxray.architecture import Op
 
-__all__ = ["KINDS", "Entry", "Keep", "Keeps", "changed", "check_words", "keeps_of", "refusal"]
+__all__ = [
+    "KINDS",
+    "Entry",
+    "Keep",
+    "Keeps",
+    "MarkWords",
+    "changed",
+    "check_words",
+    "keeps_of",
+    "refusal",
+]
 
 KINDS = ("output", "grad", "weight", "weight_grad", "input")
 """What can be kept of an op: its output, the gradient of it, every parameter, the
@@ -25,6 +35,21 @@ _KEYS = (*KINDS, "selection", *SCHEDULE_KEYS)
 
 
 _NATURAL, _ALWAYS = NaturalSelection(), Schedule()
+
+
+class MarkWords(TypedDict, total=False):
+    """The words of a mark, each for all its kinds or, but for the flags, by kind."""
+
+    output: bool
+    grad: bool
+    weight: bool
+    weight_grad: bool
+    input: bool
+    selection: Selection | Mapping[str, Selection]
+    every: int | Mapping[str, int]
+    steps: Iterable[int] | Mapping[str, Iterable[int]]
+    start: int | Mapping[str, int]
+    stop: int | Mapping[str, int]
 
 
 @attrs.frozen

@@ -128,13 +128,12 @@ class TracedModule(fx.GraphModule):
     def graph(self) -> fx.Graph:
         """The fx graph of the current mode."""
         if "_programs" not in self.__dict__:
-            return self._graph
+            return fx.Graph()
         return self.graphs[mode_name(training=self.training)]
 
     @graph.setter
     def graph(self, graph: fx.Graph) -> None:
         if "_programs" not in self.__dict__:  # GraphModule.__init__, before there are modes
-            self._graph = graph
             # Dynamo asks every GraphModule where its lines came from.
             self._lineno_map, self._prologue_start = {}, None
             return
@@ -151,6 +150,15 @@ class TracedModule(fx.GraphModule):
     def code(self) -> str:
         """The Python code of the current mode's graph."""
         return str(self._codes[mode_name(training=self.training)])
+
+    @property
+    def _code(self) -> str:
+        # What GraphModule's own __str__ and print_readable read.
+        return self.code
+
+    @property
+    def _graph(self) -> fx.Graph:  # type: ignore[override]
+        return self.graph
 
     def recompile(self) -> Any:
         """Make the code of the graphs anew, after one was edited."""
