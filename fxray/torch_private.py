@@ -20,6 +20,7 @@ __all__ = [
     "enter_autocast",
     "exit_autocast",
     "function_level",
+    "has_forward_hooks",
     "pytree",
     "set_grad_enabled",
     "wrapped_functions",
@@ -48,6 +49,11 @@ def backward_is_running() -> bool:
     A forward that runs then is a recomputation (activation checkpointing).
     """
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def has_forward_hooks(module: torch.nn.Module) -> bool:
+    """Return whether anyone registered a forward hook or pre-hook on `module` itself."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def function_level() -> int | None:

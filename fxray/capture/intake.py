@@ -13,7 +13,7 @@ from fxray.capture.rows import OpenRow, Stream, StreamKey
 from fxray.capture.sites import Due, Site, Sites, array_name
 from fxray.capture.steps import Forward
 from fxray.torch_private import backward_is_running, function_level
-from fxray.tracing.ops import tensor_items
+from fxray.tracing.results import tensor_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +83,18 @@ class Intake:
         self._sites = Sites(net, net.captures)
         self._every_site = {site.key: site for site in self._sites.all}
         self._streams: dict[StreamKey, Stream] = {}
-        self._now: _Now | None = None
+        # Each thread that runs forwards is in one of its own.
+        self._of_thread = threading.local()
         self._awaited: dict[tuple[str, str], Site] = {}
+
+    @property
+    def _now(self) -> _Now | None:
+        now: _Now | None = getattr(self._of_thread, "now", None)
+        return now
+
+    @_now.setter
+    def _now(self, now: _Now | None) -> None:
+        self._of_thread.now = now
 
     @property
     def sites(self) -> tuple[Site, ...]:

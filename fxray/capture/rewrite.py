@@ -172,11 +172,11 @@ class RewrittenModule(TracedModule):
         inputs = self._inputs(mode, args, kwargs)
         receiver = receiver_of(self.handle)
         if receiver is None:
-            return self._forwards[mode](self, *inputs)
+            return self._forwards[mode](self._names(mode), *inputs)
         self._follow_draft()
         if not receiver.begin(training=self.training):
-            return self._forwards[mode](self, *inputs)
-        out = self._recording_forwards[mode](self, *inputs)
+            return self._forwards[mode](self._names(mode), *inputs)
+        out = self._recording_forwards[mode](self._names(mode), *inputs)
         receiver.finish()
         return out
 

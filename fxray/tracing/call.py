@@ -168,9 +168,11 @@ class CallSpec:
             TraceError: an argument is an object whose tensors cannot be seen.
         """
         flat, tree = pytree.tree_flatten_with_path(dict(arguments))
-        leaves = []
+        leaves: list[Leaf] = []
         for keys, value in flat:
             path = ".".join(_key_text(key) for key in keys)
+            same = sum(leaf.path.partition("@")[0] == path for leaf in leaves)
+            path = f"{path}@{same}" if same else path  # {"a.b": …, "a": {"b": …}}
             if isinstance(value, torch.Tensor):
                 leaves.append(Leaf(path, spec=TensorSpec.of(value)))
                 continue

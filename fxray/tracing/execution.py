@@ -9,7 +9,6 @@ length of the trace (`patches.py`).
 from __future__ import annotations
 
 import collections
-import dataclasses
 import operator
 import os
 import re
@@ -28,9 +27,10 @@ from fxray.torch_private import set_grad_enabled
 from fxray.tracing import runtime
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
 from fxray.tracing.numbers import plain
-from fxray.tracing.ops import NodeInfo, module_fields, set_info, tensor_items
+from fxray.tracing.ops import NodeInfo, module_fields, set_info
 from fxray.tracing.patches import patched, refused_change, user_line
 from fxray.tracing.provenance import Provenance
+from fxray.tracing.results import fields_of, tensor_items
 from fxray.tracing.tidy import gather_inputs, prune
 from fxray.tracing.torch_calls import (
     METHOD_TYPES,
@@ -343,7 +343,7 @@ class GraphWriter(TorchFunctionMode):
         set_info(node, info)
 
     def _note_returned(self, call: str, out: Any) -> None:
-        tensors = (self.nodes.node_of(t) for _, t in tensor_items(_fields_of(out)))
+        tensors = (self.nodes.node_of(t) for _, t in tensor_items(fields_of(out)))
         self.returns[call] = tuple(node for node in tensors if node is not None)
 
     # ---------------------------------------------------------------- special cases
@@ -385,17 +385,11 @@ class GraphWriter(TorchFunctionMode):
             if isinstance(value, torch.Tensor):
                 if not self.nodes.knows(value):
                     continue  # set inside a leaf, which sets it again when it runs
-                holder = self.graph.get_attr(path) if path else self.graph.get_attr("_original")
+                holder = self.graph.get_attr(path) if path else self.nodes.constant(module)
                 node = self.nodes.argument(value)
                 self.graph.call_function(runtime.assign, (holder, name, node))
             elif name != "training":
                 raise refused_change(module, where)
-
-
-def _fields_of(out: Any) -> Any:
-    if dataclasses.is_dataclass(out) and not isinstance(out, type):
-        return {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
-    return dict(out) if isinstance(out, Mapping) else out
 
 
 def _short_line() -> str:

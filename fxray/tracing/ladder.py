@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from fxray.architecture import Architecture
-from fxray.errors import TraceError
+from fxray.errors import SpecialisationError, TraceError
 from fxray.tracing.batch import batch_size, difference, drop_settled_guards, resize
 from fxray.tracing.call import CallSpec, bind, call_with
 from fxray.tracing.execution import GraphWriter, WrittenGraph
 from fxray.tracing.module import MODES, Program, TracedModule, mode_name
 from fxray.tracing.ops import architecture_of, info_of
+from fxray.tracing.patches import refused_randomness
 from fxray.tracing.paths import name_ops
 from fxray.tracing.report import Report
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
@@ -89,13 +90,22 @@ def _check_model(model: object) -> None:
         hint = f"; pass an instance: {kind}(…)" if isinstance(model, type) else ""
         msg = f"fxray traces a torch.nn.Module, and this is a {kind}{hint}"
         raise TypeError(msg)
+    if getattr(model, "_orig_mod", None) is not None:
+        msg = "this model is compiled; trace the model itself, then compile what rewrite() gives"
+        raise TraceError(msg)
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        msg = f"{lazy[0]!r} has no shape yet, for the model is lazy; run it once first: model(x)"
+        raise TraceError(msg)
 
 
 # ---------------------------------------------------------------------- by execution
 
 
-def _trace_by_execution(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Traced:
-    example = _Example.of(model, args, kwargs)
+def _trace_by_execution(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, free_batch: bool = True
+) -> Traced:
+    example = _Example.of(model, args, kwargs, free_batch=free_batch)
     written: dict[str, WrittenGraph] = {}
     fixed: list[str] = []
     batch_is_free = example.batch is not None
@@ -106,7 +116,8 @@ def _trace_by_execution(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
             batch_is_free = False
             fixed.append(f"batch size fixed in {mode} mode ({reason})")
     if example.batch is None:
-        fixed.append("batch size fixed (the inputs share no dim 0)")
+        why = "the inputs share no dim 0" if free_batch else "a batch of 1 takes other branches"
+        fixed.append(f"batch size fixed ({why})")
     graphs = {mode: w.graph for mode, w in written.items()}
     name_ops(graphs)
     call = _free(example.call, example.batch) if batch_is_free else example.call
@@ -117,6 +128,8 @@ def _trace_by_execution(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
     }
     module = TracedModule(model, programs)
     verified = _verify(model, module, example, example.base if batch_is_free else example.batch)
+    if batch_is_free and example.batch != example.base and not _runs(model, module, example):
+        return _trace_by_execution(model, args, kwargs, free_batch=False)
     report = Report(
         "execution",
         {mode: _count(graph) for mode, graph in graphs.items()},
@@ -143,7 +156,14 @@ class _Example:
     written: list[torch.Tensor] = attrs.field(factory=list)
 
     @classmethod
-    def of(cls, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Example:
+    def of(
+        cls,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        free_batch: bool = True,
+    ) -> _Example:
         signature = inspect.signature(model.forward)
         try:
             arguments = bind(signature, args, kwargs)
@@ -152,7 +172,8 @@ class _Example:
             raise TraceError(msg) from error
         call = CallSpec.of(arguments)
         tensors = tuple(call.flatten(arguments))
-        return cls(signature, arguments, call, tensors, batch_size(tensors))
+        batch = batch_size(tensors) if free_batch else None
+        return cls(signature, arguments, call, tensors, batch)
 
     def sized(self, size: int | None) -> tuple[list[torch.Tensor], tuple[Any, ...], dict[str, Any]]:
         """Return fresh copies of the tensors, at batch `size`, and the call that passes them."""
@@ -194,12 +215,7 @@ def _write_mode(
     again = _write(model, example, batch, seed=1, training=training)
     random = difference(own, again)
     if random is not None:
-        msg = (
-            f"{type(model).__name__} runs differently from one call to the next on the same input "
-            f"({random}): it draws random numbers in Python or numpy, which a graph cannot hold "
-            "yet. Draw them with torch, or switch this off while tracing"
-        )
-        raise TraceError(msg)
+        raise refused_randomness(model, random)
     return own, apart
 
 
@@ -229,6 +245,28 @@ def _verify(model: nn.Module, module: nn.Module, example: _Example, size: int | 
             return "not verified: the model gives other numbers each time, for one input and seed"
         found.append(against)
     return str(next((c for c in found if not c.equal), found[0]))
+
+
+def _runs(model: nn.Module, module: nn.Module, example: _Example) -> bool:
+    """Return whether the module takes the example as it was given: one row, not two."""
+
+    def call(which: nn.Module) -> Any:
+        _, args, kwargs = example.sized(None)
+        return which(*args, **kwargs)
+
+    for mode in MODES:
+        training = mode == MODES[0]
+        try:
+            compare(model, model, call, training=training, protect=example.written)
+        except Exception:  # noqa: BLE001, S112 - BatchNorm, say: nothing to agree with
+            continue
+        try:
+            found = compare(model, module, call, training=training, protect=example.written)
+        except SpecialisationError:
+            return False
+        if found.wrong:
+            return False
+    return True
 
 
 def _write(

@@ -98,7 +98,12 @@ class TracedModule(fx.GraphModule):
             SpecialisationError: the call is not one the graph was traced for.
         """
         mode = mode_name(training=self.training)
-        return self._forwards[mode](self, *self._inputs(mode, args, kwargs))
+        return self._forwards[mode](self._names(mode), *self._inputs(mode, args, kwargs))
+
+    def _names(self, mode: str) -> Any:
+        """Return what the code of a graph calls `self`: the model, whose own names win."""
+        constants = self._programs[mode].constants
+        return _Names(self._original, constants) if constants else self._original
 
     def _inputs(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         program = self._programs[mode]
@@ -228,6 +233,19 @@ class TracedModule(fx.GraphModule):
     def __reduce_package__(self, exporter: Any) -> Any:
         msg = f"{type(self).__name__} cannot go into a torch.package; save its state_dict"
         raise NotImplementedError(msg)
+
+
+class _Names:
+    """The model and the constants of one graph, under one roof for its code."""
+
+    __slots__ = ("_constants", "_model")
+
+    def __init__(self, model: nn.Module, constants: Mapping[str, Any]) -> None:
+        self._model, self._constants = model, constants
+
+    def __getattr__(self, name: str) -> Any:
+        constants = self._constants
+        return constants[name] if name in constants else getattr(self._model, name)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

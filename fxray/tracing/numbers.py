@@ -106,24 +106,27 @@ class TracedFloat(_Traced, float):
         return self
 
 
-def _arithmetic(base: type, name: str, target: Callable[..., Any], *, swapped: bool) -> Any:
-    method = getattr(base, name)
+# By the operator, not by `int.__pow__` and its like: those decline a float, and Python then
+# asks the float, which knows of no node.
 
+
+def _arithmetic(target: Callable[..., Any], *, swapped: bool) -> Any:
     def run(self: Any, other: Any) -> Any:
-        value = method(plain(self), plain(other))
-        if value is NotImplemented or not self.writer.writing:
-            return value
-        return self.writer.write_number(target, (other, self) if swapped else (self, other), value)
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        operands = (other, self) if swapped else (self, other)
+        value = target(*map(plain, operands))
+        return self.writer.write_number(target, operands, value) if self.writer.writing else value
 
     return run
 
 
-def _comparison(base: type, name: str, target: Callable[..., Any]) -> Any:
-    method = getattr(base, name)
-
+def _comparison(target: Callable[..., Any]) -> Any:
     def run(self: Any, other: Any) -> Any:
-        held = method(plain(self), plain(other))
-        if held is not NotImplemented and self.writer.writing:
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        held = bool(target(plain(self), plain(other)))
+        if self.writer.writing:
             self.writer.write_comparison(target, (self, other), held=held)
         return held
 
@@ -143,10 +146,9 @@ def _negation() -> Any:
 for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
     for _name, _target in _ARITHMETIC.items():
         for _prefix in ("", "r"):
-            _method = f"__{_prefix}{_name}__"
-            setattr(_cls, _method, _arithmetic(_base, _method, _target, swapped=bool(_prefix)))
+            setattr(_cls, f"__{_prefix}{_name}__", _arithmetic(_target, swapped=bool(_prefix)))
     for _name, _target in _COMPARISON.items():
-        setattr(_cls, f"__{_name}__", _comparison(_base, f"__{_name}__", _target))
+        setattr(_cls, f"__{_name}__", _comparison(_target))
     for _method, _value in (
         ("__neg__", _negation()),
         ("__hash__", _base.__hash__),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import torch
 from torch import fx, nn
 
 from fxray.architecture import Architecture, Op, Role, TensorSpec
@@ -15,7 +14,15 @@ from fxray.tracing.names import type_keys
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["NodeInfo", "architecture_of", "info_of", "module_fields", "path_of", "tensor_items"]
+__all__ = [
+    "NodeInfo",
+    "architecture_of",
+    "info_of",
+    "module_fields",
+    "path_of",
+    "set_info",
+    "set_path",
+]
 
 _INFO, _PATH = "fxray_info", "fxray_path"
 
@@ -73,26 +80,6 @@ def module_fields(module: nn.Module) -> dict[str, Any]:
         "parameters": {name: TensorSpec.of(p) for name, p in module.named_parameters()},
         "settings": module.extra_repr(),
     }
-
-
-def tensor_items(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (item, tensor) for every tensor in nested tuples, lists and dicts.
-
-    >>> a = torch.zeros(())
-    >>> [item for item, _ in tensor_items((a, {"h": a}, [a, None]))]
-    ['0', '1.h', '2.0']
-    """
-    if isinstance(value, torch.Tensor):
-        yield prefix, value
-        return
-    if isinstance(value, dict):
-        pairs: Any = value.items()
-    elif isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-        pairs = enumerate(value)
-    else:
-        return
-    for key, inner in pairs:
-        yield from tensor_items(inner, f"{prefix}.{key}" if prefix else str(key))
 
 
 def architecture_of(

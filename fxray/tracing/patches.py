@@ -40,7 +40,15 @@ class Writer(Protocol):
         ...
 
 
-__all__ = ["SKIPPED_FILES", "Writer", "patched", "patched_contexts", "refused_change", "user_line"]
+__all__ = [
+    "SKIPPED_FILES",
+    "Writer",
+    "patched",
+    "patched_contexts",
+    "refused_change",
+    "refused_randomness",
+    "user_line",
+]
 
 SKIPPED_FILES = (
     torch.__path__[0],
@@ -69,6 +77,15 @@ def refused_change(module: nn.Module, where: str) -> TraceError:
         f"{file}:{line}: the forward of {type(module).__name__} changes its attribute {where!r}, "
         "which a graph cannot follow yet; keep it in a buffer (a tensor), or change it outside "
         "the forward"
+    )
+
+
+def refused_randomness(model: nn.Module, apart: str) -> TraceError:
+    """Return the error that says where two traces of one call differ."""
+    return TraceError(
+        f"{type(model).__name__} runs differently from one call to the next on the same input "
+        f"({apart}): it draws random numbers in Python or numpy, which a graph cannot hold "
+        "yet. Draw them with torch, or switch this off while tracing"
     )
 
 

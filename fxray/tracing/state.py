@@ -61,7 +61,7 @@ def training_flags(model: nn.Module, *, training: bool) -> Iterator[None]:
         yield
     finally:
         for module, flag in flags:
-            module.__dict__["training"] = flag
+            module.training = flag
 
 
 class ModelState:
@@ -73,10 +73,11 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._fields = {module: dict(module.__dict__) for module in model.modules()}
+        # A scripted module keeps its fields in C++, where its forward cannot add any.
+        plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        self._fields = {module: dict(module.__dict__) for module in plain}
         self._registries = {
-            module: {name: dict(getattr(module, name)) for name in _REGISTRIES}
-            for module in model.modules()
+            module: {name: dict(getattr(module, name)) for name in _REGISTRIES} for module in plain
         }
         self._containers = [
             (value, value.copy())

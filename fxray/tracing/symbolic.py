@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import inspect
+import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import fx, nn
 
 from fxray.architecture import TensorSpec
 from fxray.errors import TraceError
+from fxray.torch_private import has_forward_hooks
 from fxray.tracing import runtime
+from fxray.tracing.batch import difference
 from fxray.tracing.call import OpenCall
 from fxray.tracing.execution import WrittenGraph, is_leaf
 from fxray.tracing.module import MODES
@@ -21,8 +26,10 @@ from fxray.tracing.patches import (
     SKIPPED_FILES,
     patched_contexts,
     refused_change,
+    refused_randomness,
     user_line,
 )
+from fxray.tracing.results import fields_of
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
 
 if TYPE_CHECKING:
@@ -46,12 +53,16 @@ _SEVERAL = frozenset(
 
 def open_call(model: nn.Module) -> OpenCall:
     """Return what a graph traced without an input takes."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return OpenCall(
-        tuple(p.name for p in named if p.default is p.empty),
-        {p.name: p.default for p in named if p.default is not p.empty},
-    )
+    required: list[str] = []
+    defaults: dict[str, Any] = {}
+    for p in inspect.signature(model.forward).parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            defaults[p.name] = () if p.kind == p.VAR_POSITIONAL else {}
+        elif p.default is p.empty:
+            required.append(p.name)
+        else:
+            defaults[p.name] = p.default
+    return OpenCall(tuple(required), defaults)
 
 
 def write_symbolically(model: nn.Module) -> dict[str, WrittenGraph]:
@@ -62,10 +73,20 @@ def write_symbolically(model: nn.Module) -> dict[str, WrittenGraph]:
     Raises:
         TraceError: the model's own forward cannot be followed; names file and line.
     """
+    why = ""
+    if has_forward_hooks(model):
+        why = "has forward hooks, which torch.fx leaves out of the model that it traces"
+    elif any(
+        p.kind == p.VAR_POSITIONAL for p in inspect.signature(model.forward).parameters.values()
+    ):
+        why = "takes any number of arguments, and without an input there is no telling how many"
+    if why:
+        msg = f"{type(model).__name__} {why}. Give one: fxray.trace(model, x)"
+        raise TraceError(msg)
     leaves: dict[type[nn.Module], str] = {}
     while True:
         try:
-            return {m: _write(model, leaves, training=m == MODES[0]) for m in MODES}
+            return {m: _write_twice(model, leaves, training=m == MODES[0]) for m in MODES}
         except _Unfollowed as failure:
             if failure.module is None or type(failure.module) in leaves:
                 where = f"{failure.where}: " if failure.where else ""
@@ -85,11 +106,28 @@ class _Unfollowed(Exception):  # noqa: N818 - caught by the one who raises it
         self.module, self.where, self.reason = module, where, reason
 
 
-def _write(model: nn.Module, leaves: dict[type[nn.Module], str], *, training: bool) -> WrittenGraph:
+def _write_twice(
+    model: nn.Module, leaves: dict[type[nn.Module], str], *, training: bool
+) -> WrittenGraph:
+    """Return the graph of one mode; refuse one that other random numbers would change."""
+    first = _write(model, leaves, training=training, seed=0)
+    apart = difference(first, _write(model, leaves, training=training, seed=1))
+    if apart is not None:
+        raise refused_randomness(model, apart)
+    return first
+
+
+def _write(
+    model: nn.Module, leaves: dict[type[nn.Module], str], *, training: bool, seed: int
+) -> WrittenGraph:
     state = ModelState(model)
     tracer = _Tracer(model, frozenset(leaves))
     try:
-        with preserved_rng(0), training_flags(model, training=training), patched_contexts(tracer):
+        with (
+            preserved_rng(seed),
+            training_flags(model, training=training),
+            patched_contexts(tracer),
+        ):
             graph = tracer.trace(model)
             tracer.keep_constants(graph)
             tracer.keep_assignments(graph, state)
@@ -131,6 +169,7 @@ class _Tracer(fx.Tracer):
         self.returns: dict[str, tuple[fx.Node, ...]] = {}
         self.constants: dict[str, Any] = {}
         self.writing = True
+        self._thread = threading.get_ident()
         self._calls: collections.Counter[str] = collections.Counter()
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
 
@@ -160,8 +199,38 @@ class _Tracer(fx.Tracer):
         """Return whether `m` stays one op."""
         return is_leaf(m) or type(m) in self._leaves
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a proxy for a parameter that the traced forward reads, as fx does."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        """Return `a` as fx takes it, mappings of a class of their own kept as such."""
+        if isinstance(a, np.generic):
+            return a.item()
+        if isinstance(a, dict) and type(a) is not dict:
+            return self._create_mapping(a)
+        return super().create_arg(a)
+
+    def _create_mapping(self, mapping: Any) -> fx.Node:
+        items = {key: self.create_arg(value) for key, value in mapping.items()}
+        if dataclasses.is_dataclass(mapping):
+            node = self.create_node("call_function", type(mapping), (), items)
+        else:
+            held = self._constant(type(mapping)).node
+            node = self.create_node("call_function", runtime.build_mapping, (held, items), {})
+        node.meta.pop("fxray_info", None)
+        node.meta["fxray_passes"] = True
+        return node
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Note the call, then do as fx does."""
+        """Note the call, then do as fx does.
+
+        fx replaces `Module.__call__` for every thread; another one's modules run as ever.
+        """
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         count = self._calls[path]
         self._calls[path] += 1
@@ -207,12 +276,15 @@ class _Tracer(fx.Tracer):
         """Write something that is no plain function as one node."""
         if not any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
             return run(*args, **kwargs)
-        attribute = f"_constant_{len(self.constants)}"
-        self.constants[attribute] = target
-        held = self.create_proxy("get_attr", attribute, (), {})
+        held = self._constant(target)
         proxy = self.create_proxy("call_function", runtime.run_object, (held, *args), kwargs)
         self._describe_call(proxy.node, "call_function", name)
         return proxy
+
+    def _constant(self, value: Any) -> Any:
+        name = f"_constant_{len(self.constants)}"
+        self.constants[name] = value
+        return self.create_proxy("get_attr", name, (), {})
 
     def keep_constants(self, graph: fx.Graph) -> None:
         """Keep what fx left on the user's model: tensors that the forward made."""
@@ -229,7 +301,7 @@ class _Tracer(fx.Tracer):
             path = self.path_of_module(module) if module is not self._model else ""
             if isinstance(value, fx.Proxy):
                 with graph.inserting_before(before_end):
-                    holder = graph.get_attr(path or "_original")
+                    holder = graph.get_attr(path) if path else self._constant(module).node
                     graph.call_function(runtime.assign, (holder, name, value.node))
             elif name != "training" and not name.startswith("_tensor_constant"):
                 raise refused_change(module, f"{path}.{name}" if path else name)
@@ -275,7 +347,8 @@ class _Tracer(fx.Tracer):
     def _note_returned(self, call: str, out: Any) -> None:
         found: list[fx.Node] = []
         fx.node.map_aggregate(
-            out, lambda value: found.append(value.node) if isinstance(value, fx.Proxy) else None
+            fields_of(out),
+            lambda value: found.append(value.node) if isinstance(value, fx.Proxy) else None,
         )
         self.returns[call] = tuple(found)
 

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import nn
 
-from fxray.tracing.ops import tensor_items
+from fxray.tracing.results import fields_of, tensor_items
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
 
 if TYPE_CHECKING:
@@ -100,13 +100,6 @@ def _run(
         state.restore()
 
 
-def fields_of(out: Any) -> Any:
-    """Return what a model gave as nested tuples and dicts, dataclasses opened."""
-    if attrs.has(type(out)) or hasattr(type(out), "__dataclass_fields__"):
-        return {name: fields_of(getattr(out, name)) for name in vars(out)}
-    return dict(out) if hasattr(out, "keys") else out
-
-
 def _gradients(model: nn.Module, out: _Flat) -> _Flat | None:
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     parts = [t for _, t in out if t.requires_grad and t.numel()]
@@ -152,6 +145,7 @@ def _distance(
 
 
 def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = (t if t.layout is torch.strided else t.to_dense() for t in (a, b))
     if a.shape != b.shape or a.dtype != b.dtype:
         return math.inf
     if torch.equal(a, b) or not a.numel():

@@ -1,0 +1,1250 @@
+"""Tracing: what ops are called, what survives, and what is refused at which line."""
+
+from __future__ import annotations
+
+import copy
+import json
+import operator
+import random
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import fxray
+from tests.models import CASES, Answer, Case, ModelOutput, Pair, Returning, tensors_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+X = torch.arange(24, dtype=torch.float32).reshape(6, 4) / 10 - 1
+
+over_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+over_frontends = pytest.mark.parametrize("frontend", ["execution", "symbolic"])
+
+
+def traced(model: nn.Module, frontend: str, *args: Any, **kwargs: Any) -> fxray.Xray:
+    return fxray.trace(model, *args, **kwargs) if frontend == "execution" else fxray.trace(model)
+
+
+def line_of(model: type, text: str) -> int:
+    """Return the line of this file at which `model`'s forward says `text`."""
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    start = model.forward.__code__.co_firstlineno  # type: ignore[attr-defined]
+    return next(n for n in range(start, len(lines) + 1) if text in lines[n - 1])
+
+
+def assert_agrees(model: nn.Module, net: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Fail unless both give the same, gradients of every parameter included, in both modes."""
+    was = model.training
+    for training in (True, False):
+        results = []
+        for module in (model, net):
+            module.train(training)
+            torch.manual_seed(4)
+            buffers = [b.clone() for b in model.buffers()]
+            out = module(*args, **kwargs)
+            flat = [(name, t) for name, t in tensors_in(_opened(out))]
+            graded = [t.float().square().sum() for _, t in flat if t.requires_grad]
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            for parameter in parameters:
+                parameter.grad = None
+            if graded and parameters:
+                sum(graded).backward()  # type: ignore[union-attr]
+            grads = [parameter.grad for parameter in parameters]
+            after = [b.clone() for b in model.buffers()]
+            with torch.no_grad():
+                for buffer, before in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+            results.append((type(out), flat, grads, after, torch.get_rng_state()))
+        (kind, flat, grads, after, rng), theirs = results
+        assert kind is theirs[0]
+        for (name, ours), (other, theirs_) in zip(flat, theirs[1], strict=True):
+            assert name == other
+            assert ours.dtype == theirs_.dtype
+            assert torch.equal(ours, theirs_), name
+            assert ours.requires_grad == theirs_.requires_grad
+        for a, b in zip(grads, theirs[2], strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or torch.equal(a, b)
+        for a, b in zip(after, theirs[3], strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(rng, theirs[4])
+    model.train(was)
+
+
+def _opened(out: Any) -> Any:
+    return vars(out) if hasattr(type(out), "__dataclass_fields__") else out
+
+
+def assert_refused(model: Any, text: str) -> None:
+    """Fail unless the trace names this file and the line of `forward` that says `text`."""
+    with pytest.raises(fxray.TraceError) as caught:
+        fxray.trace(model, X)
+    line = line_of(type(model), text)
+    assert f"test_tracing.py:{line}" in str(caught.value), (line, str(caught.value))
+
+
+# ---------------------------------------------------------------- names
+
+
+@over_frontends
+@over_cases
+def test_names_are_pinned(case: Case, frontend: str) -> None:
+    xray = traced(case.make(), frontend, *case.batch(4))
+    assert tuple(xray.architecture) == case.paths
+    assert tuple(xray.draft) == case.keys
+
+
+@over_cases
+def test_both_front_ends_see_the_same_architecture(case: Case) -> None:
+    model = case.make()
+    ours = fxray.trace(model, *case.batch(4)).architecture
+    theirs = fxray.trace(model).architecture
+    assert [(op.path, op.key, op.type, op.module, op.scope, op.where) for op in ours.values()] == [
+        (op.path, op.key, op.type, op.module, op.scope, op.where) for op in theirs.values()
+    ]
+    assert list(ours.graph.edges) == list(theirs.graph.edges)
+    assert ours.returns == theirs.returns
+    assert ours.modules == theirs.modules
+
+
+@over_frontends
+@over_cases
+def test_every_way_to_name_an_op_finds_it(case: Case, frontend: str) -> None:
+    xray = traced(case.make(), frontend, *case.batch(4))
+    nodes = {mode: {node.name for node in graph.nodes}
+             for mode, graph in xray.graph_module.graphs.items()}  # fmt: skip
+    for path, op in xray.architecture.items():
+        assert xray.architecture[op.key] is op
+        assert xray.architecture[op.key.upper()] is op
+        for mode, name in op.nodes.items():
+            assert name in nodes[mode]
+            assert xray.architecture[name].path in (path, name)
+        assert op.where.startswith("models.py:") or op.role in ("input", "parameter")
+
+
+@over_cases
+def test_shapes_dtypes_and_parameter_counts_are_those_of_the_model(case: Case) -> None:
+    model = case.make()
+    architecture = fxray.trace(model, *case.batch(4)).architecture
+    assert architecture.parameter_count == sum(p.numel() for p in model.parameters())
+    seen: dict[str, tuple[int, ...]] = {}
+    for path, module in model.named_modules():
+        if path in architecture:
+
+            def note(_module: Any, _args: Any, out: Any, path: str = path) -> None:
+                seen.setdefault(path, tuple(next(t for _, t in tensors_in(out)).shape))
+
+            module.register_forward_hook(note)
+    model(*case.batch(4))
+    assert seen
+    for path, shape in seen.items():
+        assert architecture[path].outputs[0].shape == shape
+    for op in architecture.values():
+        assert len(op.outputs) == len(op.items) > 0
+        if op.module:
+            named = dict(model.get_submodule(op.module).named_parameters())
+            assert {k: tuple(p.shape) for k, p in named.items()} == {
+                k: spec.shape for k, spec in op.parameters.items()
+            }
+        for source in architecture.graph.predecessors(op.path):
+            specs = {(s.shape, s.dtype) for s in architecture[source].outputs}
+            assert specs & {(s.shape, s.dtype) for s in op.inputs}
+
+
+def test_specs_of_a_module_that_returns_a_nest() -> None:
+    case = CASES[2]
+    lstm = fxray.trace(case.make(), *case.batch(4)).architecture["lstm"]
+    assert lstm.items == ("0", "1.0", "1.1")
+    assert [spec.shape for spec in lstm.outputs] == [(4, 6, 6), (2, 4, 6), (2, 4, 6)]
+    assert lstm.parameters["weight_ih_l0"].shape == (24, 5)
+    assert lstm.type == "lstm"
+
+
+@over_frontends
+@over_cases
+def test_an_architecture_survives_json(case: Case, frontend: str) -> None:
+    architecture = traced(case.make(), frontend, *case.batch(4)).architecture
+    back = fxray.Architecture.from_dict(json.loads(json.dumps(architecture.to_dict())))
+    assert list(back) == list(architecture)
+    assert list(back.values()) == list(architecture.values())
+    assert list(back.graph.edges(data="slots")) == list(architecture.graph.edges(data="slots"))
+    assert back.to_dict() == architecture.to_dict()
+    assert back.fingerprint == architecture.fingerprint
+    assert nx.is_directed_acyclic_graph(architecture.graph)
+    with pytest.raises(nx.NetworkXError):
+        architecture.graph.add_edge("a", "b")
+
+
+class Slots(nn.Module):
+    def forward(self, x, y):
+        z = x + x
+        z = torch.cat([z, y, z], dim=1)
+        return torch.where(z > 0, z, other=y.repeat(1, 3))
+
+
+@over_frontends
+def test_edges_name_every_argument_a_tensor_is_passed_as(frontend: str) -> None:
+    graph = traced(Slots(), frontend, X, X).architecture.graph
+    assert graph.edges["x", "add"]["slots"] == ("0", "1")
+    assert graph.edges["add", "cat"]["slots"] == ("0.0", "0.2")
+    assert graph.edges["y", "cat"]["slots"] == ("0.1",)
+    assert graph.edges["gt", "where"]["slots"] == ("0",)
+    assert graph.edges["cat", "where"]["slots"] == ("1",)
+    assert graph.edges["repeat", "where"]["slots"] == ("other",)
+
+
+@over_frontends
+def test_a_composite_means_what_it_returns(frontend: str) -> None:
+    model = CASES[1].make()
+    xray = traced(model, frontend, *CASES[1].batch(4))
+    returns = xray.architecture.returns
+    assert returns["stem"] == ("stem.2",)
+    assert returns["block"] == ("block.relu@1",)
+    assert returns["block@1"] == ("block.relu@3",)
+    assert returns[""] == ("fc",)
+    xray.draft.clear()
+    assert xray.mark(model.block, output=True) == ("block.relu@1", "block.relu@3")
+    assert xray.mark("stem", weight=True) == ("stem.0", "stem.1")
+    xray.draft.clear()
+    xray.mark("block.*", output=True)
+    assert {capture.op for capture in xray.draft.captures()} == {
+        path for path in CASES[1].paths if path.startswith("block.")
+    }
+
+
+@pytest.mark.parametrize("cls", [Answer, Pair, ModelOutput, dict])
+@over_frontends
+def test_an_output_of_any_class_comes_back_as_it_was(frontend: str, cls: Any) -> None:
+    case = CASES[4]
+    model = Returning(cls)
+    xray = traced(model, frontend, *case.batch(4))
+    net = xray.rewrite()
+    assert_agrees(model, net, *case.batch(4))
+    assert_agrees(model, net, *case.batch(3))
+    assert xray.architecture.returns[""] == ("head", "mul_1")
+    assert type(net(*case.batch(2))) is cls
+
+
+# ---------------------------------------------------------------- refusals, by file and line
+
+
+class BranchesOnValues(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x + 1
+        return x - 1
+
+
+class LoopsOnValues(nn.Module):
+    def forward(self, x):
+        while x.abs().max() > 0.5:
+            x = x / 2
+        return x
+
+
+class TakesItem(nn.Module):
+    def forward(self, x):
+        scale = x.max().item()
+        return x / scale
+
+
+class TakesFloat(nn.Module):
+    def forward(self, x):
+        return x * float(x.mean())
+
+
+class TakesList(nn.Module):
+    def forward(self, x):
+        return x + sum(x[0].tolist())
+
+
+class GoesThroughNumpy(nn.Module):
+    def forward(self, x):
+        y = x.detach().numpy()
+        return x + torch.from_numpy(np.sort(y))
+
+
+class AsksAllclose(nn.Module):
+    def forward(self, x):
+        return x + torch.allclose(x, x)
+
+
+class Seeds(nn.Module):
+    def forward(self, x):
+        torch.manual_seed(0)
+        return x + torch.randn(4)
+
+
+class EntersInference(nn.Module):
+    def forward(self, x):
+        with torch.inference_mode():
+            return x + 1
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (BranchesOnValues, "if x.sum()"),
+        (LoopsOnValues, "while x.abs()"),
+        (TakesItem, "scale = x.max()"),
+        (TakesFloat, "float(x.mean())"),
+        (TakesList, "tolist()"),
+        (GoesThroughNumpy, ".numpy()"),
+        (AsksAllclose, "allclose"),
+        (Seeds, "manual_seed"),
+        (EntersInference, "inference_mode"),
+    ],
+)
+def test_what_no_graph_can_hold_is_refused_at_its_line(model: Any, text: str) -> None:
+    assert_refused(model(), text)
+
+
+@pytest.mark.parametrize(
+    ("model", "text"), [(BranchesOnValues, "if x.sum()"), (Seeds, "manual_seed")]
+)
+def test_without_an_input_it_is_refused_at_its_line_too(model: Any, text: str) -> None:
+    with pytest.raises(fxray.TraceError) as caught:
+        fxray.trace(model())
+    assert f"test_tracing.py:{line_of(model, text)}" in str(caught.value)
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x):
+        self.seen += 1
+        return x * self.seen
+
+
+@over_frontends
+def test_a_counter_in_forward_is_refused_and_left_as_it_was(frontend: str) -> None:
+    model = Counts()
+    with pytest.raises(fxray.TraceError, match="seen"):
+        traced(model, frontend, X)
+    assert model.seen == 0
+
+
+class PythonRandom(nn.Module):
+    def forward(self, x):
+        return x * random.random()
+
+
+class NumpyRandom(nn.Module):
+    def forward(self, x):
+        return x + torch.from_numpy(np.random.rand(4).astype("float32"))  # noqa: NPY002
+
+
+class RandomDepth(nn.Module):
+    def forward(self, x):
+        if random.random() < 0.5:
+            x = x + 1
+        return x * 2
+
+
+@pytest.mark.parametrize("model", [PythonRandom, NumpyRandom, RandomDepth])
+@over_frontends
+def test_random_numbers_of_python_and_numpy_are_refused(model: Any, frontend: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(fxray.TraceError, match="random"):
+        traced(model(), frontend, X)
+
+
+class Raises(nn.Module):
+    def forward(self, x):
+        msg = "the model's own trouble"
+        raise ValueError(msg)
+
+
+def test_an_error_of_the_forward_is_told_as_the_model_s_own() -> None:
+    with pytest.raises(
+        fxray.TraceError, match=r"Raises itself fails.*the model's own trouble"
+    ) as told:
+        fxray.trace(Raises(), X)
+    assert isinstance(told.value.__cause__, ValueError)
+
+
+# ---------------------------------------------------------------- what survives
+
+
+class NoGrad(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.a(x)
+            with torch.enable_grad():
+                z = self.b(x)
+        return self.a(x) + y * 2 + z + self.c(x)
+
+    @torch.no_grad()
+    def c(self, x):
+        return self.b(x)
+
+
+class Autocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.a(x)
+            with torch.autocast("cpu", enabled=False):
+                z = self.b(x)
+        return self.b(y.float()) + z
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 10
+
+
+class OwnFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return Double.apply(self.a(x)) + 1
+
+
+class AssignsBuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        y = self.a(x)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(0)
+            self.count += 1
+        return y - self.mean
+
+
+class MakesModules(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return nn.Softmax(dim=1)(nn.ReLU()(self.a(x)))
+
+
+@torch.fx.wrap
+def wrapped_norm(x):
+    return x / x.norm() if float(x.detach().norm()) > 0 else x
+
+
+class CallsWrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return wrapped_norm(self.a(x)) * 2
+
+
+class Checkpoints(nn.Module):
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.reentrant = nn.Linear(4, 4), nn.Linear(4, 4), reentrant
+
+    def forward(self, x):
+        y = checkpoint(lambda t: F.relu(self.b(t)), self.a(x), use_reentrant=self.reentrant)
+        return y + 1
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        y.add_(5)
+        y[:, 0] = 0
+        y[:, 1:].mul_(2)
+        z = torch.zeros_like(y)
+        z[0] = y[0]
+        z.data.add_(1)
+        return y + z
+
+
+class Shapes(nn.Module):
+    """Sizes in all the ways people write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 6)
+
+    def forward(self, x):
+        y = self.a(x)
+        b, c = y.shape
+        assert y.size(0) == b
+        y = y.view(b, 2, c // 2) + torch.arange(c // 2, device=x.device)
+        y = y.reshape(len(y), -1) / b**0.5
+        y = y.expand(3, *y.shape).reshape(3 * b, -1)[: y.shape[0]]
+        return y + torch.zeros(y.shape) + torch.ones(b, 1) * y.numel()
+
+
+class Dropouts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.drop = nn.Linear(4, 32), nn.Dropout(0.5)
+
+    def forward(self, x):
+        y = F.dropout(self.a(x), 0.3, training=self.training)
+        y = self.drop(y) + torch.rand_like(y) + torch.randn(y.shape)
+        return y if self.training else y * 2
+
+
+class ParameterBranch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x, mask=None, flag=True):
+        y = self.a(x) if self.a.weight.shape[0] == 4 else x
+        if mask is not None:
+            y = y * mask
+        return y if flag else -y
+
+
+class Numpy(nn.Module):
+    def forward(self, x):
+        table = np.tri(4, dtype="float32") * np.float32(2)
+        return x @ torch.from_numpy(table) + np.float64(0.5) + float(np.sqrt(2))
+
+
+SURVIVORS: list[Callable[[], nn.Module]] = [
+    NoGrad, Autocast, OwnFunction, AssignsBuffer, MakesModules, CallsWrapped,
+    lambda: Checkpoints(reentrant=True), lambda: Checkpoints(reentrant=False), InPlace, Shapes,
+    Dropouts, ParameterBranch, Numpy,
+    lambda: nn.Linear(4, 3), lambda: nn.Sequential(nn.BatchNorm1d(4), nn.SiLU()),
+    lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+    lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 2, enable_nested_tensor=False),
+]  # fmt: skip
+_ids = [
+    "no_grad", "autocast", "Function", "buffer", "made modules", "fx.wrap", "checkpoint", "checkpoint-2",
+    "in place", "shapes", "dropout", "parameter shape", "numpy", "one linear", "batchnorm", "encoder layer",
+    "encoder",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", SURVIVORS, ids=_ids)
+def test_what_survives_a_trace(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    xray = fxray.trace(model, X)
+    net = xray.rewrite()
+    assert "bit-equal" in str(xray.report)
+    assert_agrees(model, net, X)
+    for size in (1, 3) if not isinstance(model, nn.Sequential) else (2, 5):
+        assert_agrees(model, net, X[:1].repeat(size, 1) + torch.arange(size)[:, None])
+    again = copy.deepcopy(net)
+    assert_agrees(again.original, again, X)
+
+
+@pytest.mark.parametrize("make", SURVIVORS, ids=_ids)
+def test_what_survives_a_trace_without_an_input_is_right_or_refused(
+    make: Callable[[], nn.Module],
+) -> None:
+    model = make()
+    try:
+        net = fxray.trace(model).rewrite()
+    except fxray.TraceError as error:
+        assert "Give one: fxray.trace(model, x)" in str(error)  # noqa: PT017
+        return
+    assert_agrees(model, net, X)
+    assert_agrees(model, net, X[:2] * 3)
+
+
+@pytest.mark.parametrize("make", SURVIVORS, ids=_ids)
+def test_what_survives_is_recorded_without_a_change(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    xray = fxray.trace(model, X)
+    xray.draft.clear()
+    xray.mark("*", output=True, input=True)
+    xray.mark(lambda op: op.role not in {"parameter", "input"}, grad=True)
+    net = xray.rewrite()
+    recorder = fxray.record(net)
+    assert_agrees(model, net, X)
+    run = recorder.run
+    try:
+        recorder.close()
+    except fxray.FxrayWarning as told:
+        assert "nothing was kept of the" in str(told)  # noqa: PT017
+    run = recorder.run
+    for path in run.architecture.returns[""]:
+        assert set(run[path].output.phases) == {"train", "eval"}
+        assert len(run[path].output) == 2
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_region_is_captured_once(reentrant: bool) -> None:
+    model = Checkpoints(reentrant=reentrant)
+    xray = fxray.trace(model, X)
+    assert [op.path for op in xray.architecture.values() if op.type == "relu"] == ["relu"]
+    xray.draft.clear()
+    xray.mark(["a", "b", "relu"], output=True, grad=True, selection=fxray.Whole())
+    net = xray.rewrite()
+    with fxray.record(net) as recorder:
+        for _ in range(2):
+            net(X).sum().backward()
+    for path in ("a", "b", "relu"):
+        assert recorder.run[path].output.steps.tolist() == [0, 1]
+        assert recorder.run[path].grad.steps.tolist() == [0, 1]
+
+
+class CallsScripted(nn.Module):
+    def __init__(self, function: Any, module: Any) -> None:
+        super().__init__()
+        self.function, self.module = function, module
+
+    def forward(self, x):
+        return self.function(x) + self.module(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_functions_and_modules_stay_one_op() -> None:
+    def gate(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(x)
+
+    model = CallsScripted(
+        torch.jit.script(gate), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    )
+    xray = fxray.trace(model, X)
+    assert len(xray.architecture) == 4
+    assert_agrees(model, xray.rewrite(), X)
+    assert_agrees(model, xray.rewrite(), X[:2])
+
+
+def test_a_model_that_switches_autograd_off_runs_inside_the_user_s_own_no_grad() -> None:
+    model = NoGrad()
+    net = fxray.trace(model, X).rewrite()
+    with torch.no_grad():
+        assert not net(X).requires_grad
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
+# ---------------------------------------------------------------- inputs
+
+
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+
+    def forward(self, input_ids=None, labels=None, mask=None, scale=1.0, names=("a", "b")):
+        y = self.embed(input_ids) * scale * len(names)
+        loss = None if labels is None else F.cross_entropy(y.flatten(0, 1), labels.flatten() % 4)
+        return {"loss": loss, "y": y if mask is None else y * mask[..., None], "name": names[0]}
+
+
+IDS = torch.arange(12).reshape(3, 4) % 10
+
+
+def test_the_same_tensor_given_twice_is_two_inputs() -> None:
+    model = Keywords()
+    xray = fxray.trace(model, input_ids=IDS, labels=IDS)
+    assert [op.path for op in xray.architecture.values() if op.role == "input"] == [
+        "input_ids",
+        "labels",
+    ]
+    net = xray.rewrite()
+    one = net(input_ids=IDS, labels=IDS.flip(0))
+    other = model(input_ids=IDS, labels=IDS.flip(0))
+    assert torch.equal(one["loss"], other["loss"])
+    assert one["name"] == "a"
+    assert not torch.equal(one["loss"], net(input_ids=IDS, labels=IDS)["loss"])
+
+
+def test_keywords_only_and_none_arguments() -> None:
+    model = Keywords()
+    net = fxray.trace(model, input_ids=IDS, mask=None).rewrite()
+    assert net(IDS)["loss"] is None
+    assert torch.equal(net(mask=None, input_ids=IDS[:1])["y"], model(IDS[:1])["y"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"scale": 2.0}, "'scale' was 1.0 .* is 2.0"),
+        ({"mask": torch.ones(3, 4)}, "'mask' was None .* tensor"),
+        ({"names": ("x", "b")}, "names.*'a' .* 'x'"),
+        ({"names": ("x",)}, "laid out otherwise"),
+        ({"labels": None}, "'labels' was a tensor .* None"),
+        ({"scale": torch.tensor(1.0)}, "'scale' was 1.0 .* tensor"),
+        ({"scale": True}, "'scale' was 1.0 .* True"),
+    ],
+)
+def test_a_constant_argument_that_changes_is_refused(changed: dict[str, Any], words: str) -> None:
+    net = fxray.trace(Keywords(), input_ids=IDS, labels=IDS).rewrite()
+    with pytest.raises(fxray.SpecialisationError, match=words):
+        net(**{"input_ids": IDS, "labels": IDS, **changed})
+
+
+class Masked(nn.Module):
+    def forward(self, x, mask=None, flag=True):
+        y = x + 1 if mask is None else x * mask
+        return y if flag else -y
+
+
+def test_without_an_input_an_argument_with_a_default_must_stay_at_it() -> None:
+    net = fxray.trace(Masked()).rewrite()
+    assert net(X, None).shape == (6, 4)
+    for changed in ({"mask": torch.ones(6, 4)}, {"flag": False}):
+        with pytest.raises(fxray.SpecialisationError, match=next(iter(changed))):
+            net(X, **changed)
+
+
+@pytest.mark.parametrize("size", [(6, 5), (6,), (6, 4, 1), (2, 3, 4)])
+def test_a_size_that_was_not_seen_is_refused(size: tuple[int, ...]) -> None:
+    net = fxray.trace(InPlace(), X).rewrite()
+    with pytest.raises(fxray.SpecialisationError, match=r"\(any, 4\)"):
+        net(torch.zeros(size))
+
+
+def test_a_refused_call_is_no_step() -> None:
+    xray = fxray.trace(InPlace(), X)
+    xray.draft.clear()
+    xray.mark("x", output=True)
+    net = xray.rewrite()
+    with fxray.record(net) as recorder:
+        net(X)
+        with pytest.raises(fxray.SpecialisationError):
+            net(torch.zeros(6, 9))
+        net(X)
+    assert recorder.run["x"].output.steps.tolist() == [0, 1]
+
+
+def test_wrong_arguments_are_told_in_python_s_own_words() -> None:
+    net = fxray.trace(InPlace(), X).rewrite()
+    with pytest.raises(TypeError, match="x"):
+        net()
+    with pytest.raises(TypeError, match="nope"):
+        net(X, nope=1)
+
+
+def test_a_batch_of_one_traces_a_model_with_batch_norm() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    net = fxray.trace(model, X[:1]).rewrite()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert_agrees(model, net, X)
+    model.eval()
+    assert torch.equal(net(X[:1]), model(X[:1]))
+
+
+class SpecialAtOne(nn.Module):
+    def forward(self, x):
+        if x.size(0) == 1:
+            return x * 2
+        return x + 1
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_branch_on_the_batch_size_is_right_or_refused(size: int) -> None:
+    model = SpecialAtOne()
+    net = fxray.trace(model, X[:size]).rewrite()
+    for n in (1, 2, 4):
+        try:
+            out = net(X[:n])
+        except fxray.SpecialisationError as error:
+            assert n != size
+            assert "test_tracing.py" in str(error) or "shape" in str(error)  # noqa: PT017
+        else:
+            assert torch.equal(out, model(X[:n]))
+    assert torch.equal(net(X[:size]), model(X[:size]))
+
+
+class Bilinear(nn.Module):
+    def forward(self, x, y):
+        return x @ y
+
+
+def test_inputs_that_share_no_batch_keep_their_sizes() -> None:
+    model = Bilinear()
+    xray = fxray.trace(model, torch.randn(3, 4), torch.randn(4, 5))
+    assert "share no dim 0" in str(xray.report)
+    net = xray.rewrite()
+    assert_agrees(model, net, torch.randn(3, 4), torch.randn(4, 5))
+    with pytest.raises(fxray.SpecialisationError, match="shape"):
+        net(torch.randn(2, 4), torch.randn(4, 5))
+
+
+class LoopsOverBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.stack([self.a(row) for row in x])
+
+
+class RangesOverBatch(LoopsOverBatch):
+    def forward(self, x):
+        return torch.cat([self.a(x[i : i + 1]) for i in range(x.size(0))])
+
+
+@pytest.mark.parametrize("model", [LoopsOverBatch, RangesOverBatch])
+def test_a_loop_over_the_batch_fixes_it(model: Any) -> None:
+    module = model()
+    xray = fxray.trace(module, X)
+    assert "batch size fixed" in str(xray.report)
+    assert [op.path for op in xray.architecture.values() if op.type == "linear"] == [
+        "a", *(f"a@{k}" for k in range(1, 6))]  # fmt: skip
+    net = xray.rewrite()
+    assert_agrees(module, net, X)
+    with pytest.raises(fxray.SpecialisationError, match=r"\(6, 4\)"):
+        net(X[:3])
+
+
+def test_a_sequence_length_is_not_free_unless_shown() -> None:
+    case = CASES[3]
+    net = fxray.trace(case.make(), *case.batch(4)).rewrite()
+    with pytest.raises(fxray.SpecialisationError, match=r"\(any, 4, 5\)"):
+        net(torch.randn(4, 3, 5))
+
+
+class Steps(nn.Module):
+    """A cell called by hand, fifty times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 3)
+
+    def forward(self, x):
+        h = x.new_zeros(x.size(0), 3)
+        for t in range(x.size(1)):
+            h = self.cell(x[:, t], h)
+        return h
+
+
+def test_a_hand_written_loop_has_a_call_for_each_step() -> None:
+    model = Steps()
+    x = torch.randn(2, 50, 4)
+    xray = fxray.trace(model, x)
+    calls = [op.path for op in xray.architecture.values() if op.type == "grucell"]
+    assert calls == ["cell", *(f"cell@{k}" for k in range(1, 50))]
+    assert xray.architecture.parameter_count == sum(p.numel() for p in model.parameters())
+    assert_agrees(model, xray.rewrite(), torch.randn(3, 50, 4))
+
+
+# ---------------------------------------------------------------- awkward models
+
+
+class Named(nn.Module):
+    """Holds a module and a parameter under names that are given."""
+
+    def __init__(self, module: str, parameter: str) -> None:
+        super().__init__()
+        self.names = module, parameter
+        setattr(self, module, nn.Linear(4, 4))
+        setattr(self, parameter, nn.Parameter(torch.randn(4)))
+
+    def forward(self, x):
+        module, parameter = self.names
+        return getattr(self, module)(x) * getattr(self, parameter)
+
+
+TAKEN = (
+    "graph",
+    "code",
+    "original",
+    "programs",
+    "captures",
+    "handle",
+    "architecture",
+    "graphs",
+    "_code",
+)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+@over_frontends
+def test_a_model_s_own_names_win_in_its_graph(frontend: str, name: str) -> None:
+    for module, parameter in ((name, "scale"), ("linear", name)):
+        model = Named(module, parameter)
+        assert_agrees(model, traced(model, frontend, X).rewrite(), X)
+
+
+class VariableArguments(nn.Module):
+    def forward(self, *xs, **more):
+        return sum(xs) + sum(more.values())
+
+
+@over_frontends
+def test_variable_arguments_are_right_or_refused(frontend: str) -> None:
+    model = VariableArguments()
+    try:
+        net = traced(model, frontend, X, X + 1, more=X).rewrite()
+    except fxray.TraceError:
+        assert frontend == "symbolic"
+        return
+    assert torch.equal(net(X, X + 2, more=X), model(X, X + 2, more=X))
+    with pytest.raises(fxray.SpecialisationError, match="laid out"):
+        net(X, more=X)
+
+
+class KeywordOnly(nn.Module):
+    def forward(self, x, *, y, z=2):
+        return x + y * z
+
+
+@over_frontends
+def test_keyword_only_arguments(frontend: str) -> None:
+    net = traced(KeywordOnly(), frontend, X, y=X).rewrite()
+    assert torch.equal(net(y=X, x=X), X * 3)
+    with pytest.raises(fxray.SpecialisationError, match="'z'"):
+        net(X, y=X, z=3)
+
+
+class OddKeys(nn.Module):
+    def forward(self, batch):
+        return batch["image-1"] + batch["a.b"] * batch["a"]["b"] - batch["class"] / batch[3]
+
+
+def test_a_dict_of_inputs_may_have_any_keys() -> None:
+    model = OddKeys()
+    batch = {"image-1": X, "a.b": X * 2, "a": {"b": X * 3}, "class": X + 1, 3: X + 9}
+    xray = fxray.trace(model, batch)
+    net = xray.rewrite()
+    assert torch.equal(net(batch), model(batch))
+    assert sum(op.role == "input" for op in xray.architecture.values()) == 5
+    other = {**batch, "a.b": X + 5, "a": {"b": X - 3}}
+    assert torch.equal(net(other), model(other))
+
+
+class Nest(nn.Module):
+    def forward(self, xs):
+        return [xs[0] + xs[1], (None, 3, "s"), {"k": [xs[1]]}]
+
+
+@over_frontends
+def test_nests_of_anything_come_back_as_they_were(frontend: str) -> None:
+    model = Nest()
+    net = traced(model, frontend, [X, X]).rewrite()
+    ours, theirs = net([X, X + 1]), model([X, X + 1])
+    assert torch.equal(ours[0], theirs[0])
+    assert ours[1] == theirs[1]
+    assert torch.equal(ours[2]["k"][0], theirs[2]["k"][0])
+
+
+class Writes(nn.Module):
+    def forward(self, x):
+        x.add_(1)
+
+
+@over_frontends
+def test_a_forward_that_writes_its_input_and_returns_nothing(frontend: str) -> None:
+    x = X.clone()
+    net = traced(Writes(), frontend, x).rewrite()
+    assert torch.equal(x, X)
+    assert net(x) is None
+    assert torch.equal(x, X + 1)
+
+
+class Lists(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ps = nn.ParameterList([torch.randn(4), torch.randn(4)])
+        self.pd = nn.ParameterDict({"a": torch.randn(4)})
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.shared = nn.ModuleList([self.normed, self.normed])
+
+    def forward(self, x):
+        return self.shared[1](self.normed(x * self.ps[0] + self.ps[1] * self.pd["a"]))
+
+
+@over_frontends
+def test_parameter_lists_parametrizations_and_shared_modules(frontend: str) -> None:
+    model = Lists()
+    xray = traced(model, frontend, X)
+    assert list(xray.architecture) == [
+        "x", "ps.0", "mul", "ps.1", "pd.a", "mul_1", "add", "normed", "normed@1"]  # fmt: skip
+    assert_agrees(model, xray.rewrite(), X[:3])
+    xray.draft.clear()
+    xray.mark("*", weight=True, weight_grad=True, selection=fxray.Whole())
+    net = xray.rewrite()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    named = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with fxray.record(net) as recorder:
+        optimizer.zero_grad()
+        net(X).sum().backward()
+        optimizer.step()
+    for op in xray.architecture.values():
+        for name in op.parameters:
+            kept = recorder.run[op.path].parameter(name)[0]
+            assert np.array_equal(kept, named[op.parameter_path(name)].numpy())
+            assert recorder.run[op.path].parameter_grad(name).steps.tolist() == [0]
+
+
+class LazyNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.a(x)
+
+
+@over_frontends
+def test_a_lazy_model_is_refused_until_it_ran(frontend: str) -> None:
+    model = LazyNet()
+    with pytest.raises(fxray.TraceError, match="run it once"):
+        traced(model, frontend, X)
+    assert isinstance(model.a.weight, nn.UninitializedParameter)
+    model(X)
+    assert_agrees(model, traced(model, frontend, X).rewrite(), X)
+
+
+def test_a_sparse_gradient_is_kept() -> None:
+    model = nn.Sequential(nn.Embedding(10, 3, sparse=True))
+    ids = torch.randint(0, 10, (4, 3))
+    xray = fxray.trace(model, ids)
+    xray.draft.clear()
+    xray.mark("0", weight_grad=True, selection=fxray.Whole())
+    net = xray.rewrite()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with fxray.record(net) as recorder:
+        net(ids).sum().backward()
+        optimizer.step()
+    truth = model[0].weight.grad
+    assert truth.is_sparse
+    assert np.array_equal(recorder.run["0"].weight_grad[0], truth.to_dense().numpy())
+
+
+@over_frontends
+def test_a_hook_on_the_root_that_changes_the_output_is_right_or_refused(frontend: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.register_forward_hook(lambda _m, _i, out: out * 2)
+    try:
+        net = traced(model, frontend, X).rewrite()
+    except fxray.TraceError as error:
+        assert "hook" in str(error)  # noqa: PT017
+        return
+    assert torch.equal(net(X), model(X))
+
+
+# ---------------------------------------------------------------- python state
+
+
+class Frozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = Dropouts(), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+def test_a_frozen_encoder_is_right_or_refused() -> None:
+    model = Frozen()
+    net = fxray.trace(model, X).rewrite()
+    model.encoder.eval()
+    with pytest.raises(fxray.SpecialisationError, match="'encoder'"):
+        net(X)
+    model.train()
+    model.encoder.eval()
+    frozen = fxray.trace(model, X).rewrite()
+    torch.manual_seed(0)
+    ours = frozen(X)
+    torch.manual_seed(0)
+    assert torch.equal(ours, model(X))
+    model.eval()
+    torch.manual_seed(0)
+    ours = frozen(X)
+    torch.manual_seed(0)
+    assert torch.equal(ours, model(X))
+
+
+# ---------------------------------------------------------------- the Xray itself
+
+
+def test_a_model_replaced_keeps_the_marks_that_fit_and_names_those_lost() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 9), nn.Linear(9, 2)
+
+        def forward(self, x):
+            return self.b(F.relu(self.a(x)))
+
+    class Other(Wide):
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))
+
+    xray = fxray.trace(Wide(), X)
+    xray.draft.clear()
+    xray.mark("relu", output=True, every=7)
+    xray.mark("b", weight=True, selection=fxray.TopK(2))
+    net = xray.rewrite()
+    other = Other()
+    with pytest.warns(fxray.FxrayWarning, match="relu output"):
+        xray.model = other
+    assert xray.model is other
+    assert list(xray.architecture) == ["x", "a", "tanh", "b"]
+    (kept,) = (capture for capture in xray.draft.captures() if capture.op != "tanh")
+    assert (kept.op, kept.kind, kept.selection) == ("b", "weight", fxray.TopK(2))
+    assert net.original is not other  # what was rewritten before stays as it was
+    net(X)
+    net = xray.rewrite()
+    with fxray.record(net) as recorder:
+        net(X)
+    assert set(recorder.run["b"].weight[0]) == {"values", "indices"}
+
+
+def test_inputs_replaced_are_traced_again_and_keep_the_marks() -> None:
+    xray = fxray.trace(InPlace(), X)
+    xray.draft.clear()
+    xray.mark("a", output=True, every=7)
+    xray.inputs = torch.zeros(2, 3, 4)
+    assert xray.architecture["a"].outputs[0].shape == (2, 3, 4)
+    (kept,) = xray.draft.captures()
+    assert kept.schedule == fxray.Schedule(every=7)
+    xray.inputs = {"x": X}
+    assert xray.inputs == ((), {"x": X})
+    assert xray.architecture["a"].outputs[0].shape == (6, 4)
+    with pytest.raises(fxray.TraceError, match="itself fails"):
+        xray.inputs = torch.zeros(2, 9)
+    assert xray.architecture["a"].outputs[0].shape == (6, 4)
+    assert torch.equal(xray.inputs[1]["x"], X)
+
+
+def test_a_model_that_does_not_fit_leaves_the_xray_as_it_was() -> None:
+    model = InPlace()
+    xray = fxray.trace(model, X)
+    for wrong, error in (
+        (nn.Linear(9, 9), fxray.TraceError),
+        (3, TypeError),
+        (nn.Linear, TypeError),
+    ):
+        with pytest.raises(error):
+            xray.model = wrong
+    assert xray.model is model
+    xray.rewrite()(X)
+
+
+@over_frontends
+def test_a_graph_module_is_a_model_too(frontend: str) -> None:
+    model = CASES[0].make()
+    graph_module = torch.fx.symbolic_trace(model)
+    xray = traced(graph_module, frontend, *CASES[0].batch(4))
+    assert {op.type for op in xray.architecture.values()} == {
+        op.type for op in fxray.trace(model, *CASES[0].batch(4)).architecture.values()
+    }
+    assert_agrees(graph_module, xray.rewrite(), *CASES[0].batch(3))
+
+
+def test_a_rewritten_module_may_be_traced_again() -> None:
+    model = InPlace()
+    xray = fxray.trace(model, X)
+    again = fxray.trace(xray.rewrite(), X)
+    assert_agrees(model, again.rewrite(), X)
+
+
+def test_a_module_can_be_printed_and_is_what_fx_expects() -> None:
+    xray = fxray.trace(CASES[0].make(), *CASES[0].batch(4))
+    net = xray.rewrite()
+    for module in (xray.graph_module, net):
+        assert isinstance(module, torch.fx.GraphModule)
+        assert "conv1" in str(module)
+        assert "conv1" in repr(module)
+        assert "def forward(self, x)" in module.code
+        assert "conv1" in module.print_readable(print_output=False)
+        module.graph.lint()
+    again = torch.fx.Interpreter(xray.graph_module).run(*CASES[0].batch(2))
+    assert torch.equal(again, net(*CASES[0].batch(2)))
+    assert "conv1" in str(xray)
+
+
+# ---------------------------------------------------------------- threads
+
+
+def test_two_threads_may_trace_at_once() -> None:
+    barrier, results, errors = threading.Barrier(2), {}, []
+
+    def work(case: Case) -> None:
+        try:
+            model = case.make()
+            barrier.wait()
+            for _ in range(3):
+                xray = fxray.trace(model, *case.batch(4))
+                results[case.name] = tuple(xray.architecture)
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(case,)) for case in CASES[:2]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert results == {case.name: case.paths for case in CASES[:2]}
+
+
+def test_a_trace_leaves_the_training_of_another_thread_alone() -> None:
+    case, stop, errors, ran = CASES[1], threading.Event(), [], []
+    twin, model = case.make(), case.make()
+    twin.load_state_dict(model.state_dict())
+    batches = [case.batch(4, k) for k in range(60)]
+
+    def train(net: nn.Module, until: int) -> int:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        for at in range(until):
+            optimizer.zero_grad()
+            case.loss(net(*batches[at])).backward()
+            optimizer.step()
+            if stop.is_set():
+                return at + 1
+        return until
+
+    def work() -> None:
+        try:
+            ran.append(train(model, 60))
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    other = CASES[0].make()
+    for _ in range(4):
+        fxray.trace(other, *CASES[0].batch(4))
+        fxray.trace(other)
+    stop.set()
+    thread.join()
+    assert errors == []
+    stop.clear()
+    train(twin, ran[0])
+    for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_private_names_of_torch_are_all_there() -> None:
+    from fxray import torch_private
+
+    assert torch_private.check() == []
+    assert operator.add is sys.modules["operator"].add
