@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import numpy as np
 import torch
 from torch import nn
 
 from fxray.architecture import Architecture
 from fxray.errors import SpecialisationError, TraceError
-from fxray.tracing.batch import batch_size, difference, drop_settled_guards, resize
-from fxray.tracing.call import CallSpec, bind, call_with
+from fxray.tracing.batch import difference, drop_settled_guards
+from fxray.tracing.example import Example, with_exact, with_free_batch
 from fxray.tracing.execution import GraphWriter, WrittenGraph
+from fxray.tracing.flags import flags_that_matter
 from fxray.tracing.module import MODES, Program, TracedModule, mode_name
-from fxray.tracing.ops import architecture_of, info_of
+from fxray.tracing.ops import architecture_of
 from fxray.tracing.patches import refused_randomness
 from fxray.tracing.paths import name_ops
-from fxray.tracing.report import Report
+from fxray.tracing.report import Report, baked_values, count_ops, guards_in
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
 from fxray.tracing.symbolic import open_call, write_symbolically
 from fxray.tracing.verify import compare
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["FRONTENDS", "Traced", "trace_model"]
 
@@ -105,7 +104,7 @@ def _check_model(model: object) -> None:
 def _trace_by_execution(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, free_batch: bool = True
 ) -> Traced:
-    example = _Example.of(model, args, kwargs, free_batch=free_batch)
+    example = Example.of(model, args, kwargs, free_batch=free_batch)
     written: dict[str, WrittenGraph] = {}
     fixed: list[str] = []
     batch_is_free = example.batch is not None
@@ -120,9 +119,9 @@ def _trace_by_execution(
         fixed.append(f"batch size fixed ({why})")
     graphs = {mode: w.graph for mode, w in written.items()}
     name_ops(graphs)
-    call = _free(example.call, example.batch) if batch_is_free else example.call
-    call = _exact(call, example.tensors, written)
-    flags = _flags_that_matter(model, written)
+    call = with_free_batch(example.call, example.batch) if batch_is_free else example.call
+    call = with_exact(call, example.tensors, written)
+    flags = flags_that_matter(model, written)
     programs = {
         mode: Program(w.graph, call, _renamed(w, mode), flags[mode]) for mode, w in written.items()
     }
@@ -132,11 +131,11 @@ def _trace_by_execution(
         return _trace_by_execution(model, args, kwargs, free_batch=False)
     report = Report(
         "execution",
-        {mode: _count(graph) for mode, graph in graphs.items()},
+        {mode: count_ops(graph) for mode, graph in graphs.items()},
         ("batch size",) if batch_is_free else (),
         tuple(fixed),
-        tuple(dict.fromkeys(_guards(graphs))),
-        sum(_baked(w.constants) for w in written.values()),
+        tuple(dict.fromkeys(guards_in(graphs))),
+        sum(baked_values(w.constants) for w in written.values()),
         verified,
         tuple(dict.fromkeys(note for w in written.values() for note in _notes(model, w))),
     )
@@ -144,55 +143,8 @@ def _trace_by_execution(
     return Traced(model, module, architecture_of(model, graphs, returns), report)
 
 
-@attrs.frozen(eq=False)
-class _Example:
-    """The example input: how it is laid out, its tensors, and its batch size."""
-
-    signature: inspect.Signature
-    arguments: Mapping[str, Any]
-    call: CallSpec
-    tensors: tuple[torch.Tensor, ...]
-    batch: int | None
-    written: list[torch.Tensor] = attrs.field(factory=list)
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        *,
-        free_batch: bool = True,
-    ) -> _Example:
-        signature = inspect.signature(model.forward)
-        try:
-            arguments = bind(signature, args, kwargs)
-        except TypeError as error:
-            msg = f"the input does not fit {type(model).__name__}.forward{signature}: {error}"
-            raise TraceError(msg) from error
-        call = CallSpec.of(arguments)
-        tensors = tuple(call.flatten(arguments))
-        batch = batch_size(tensors) if free_batch else None
-        return cls(signature, arguments, call, tensors, batch)
-
-    def sized(self, size: int | None) -> tuple[list[torch.Tensor], tuple[Any, ...], dict[str, Any]]:
-        """Return fresh copies of the tensors, at batch `size`, and the call that passes them."""
-        tensors = []
-        for tensor in self.tensors:
-            same = size is None or not tensor.dim() or size == self.batch
-            copy = tensor.detach().clone() if same else resize(tensor, int(size or 0))
-            tensors.append(copy.requires_grad_(tensor.requires_grad))
-        arguments = self.call.fill(tensors)
-        return tensors, *call_with(self.signature, arguments)
-
-    @property
-    def base(self) -> int | None:
-        """The batch size to look at: one row is special to many models (BatchNorm refuses it)."""
-        return None if self.batch is None else max(self.batch, 2)
-
-
 def _write_mode(
-    model: nn.Module, example: _Example, *, training: bool
+    model: nn.Module, example: Example, *, training: bool
 ) -> tuple[WrittenGraph, str | None]:
     """Return the graph of one mode and why the batch is not free in it, if it is not.
 
@@ -219,7 +171,7 @@ def _write_mode(
     return own, apart
 
 
-def _verify(model: nn.Module, module: nn.Module, example: _Example, size: int | None) -> str:
+def _verify(model: nn.Module, module: nn.Module, example: Example, size: int | None) -> str:
     """Return how the traced module compares with the model, in words.
 
     Raises:
@@ -247,7 +199,7 @@ def _verify(model: nn.Module, module: nn.Module, example: _Example, size: int | 
     return str(next((c for c in found if not c.equal), found[0]))
 
 
-def _runs(model: nn.Module, module: nn.Module, example: _Example) -> bool:
+def _runs(model: nn.Module, module: nn.Module, example: Example) -> bool:
     """Return whether the module takes the example as it was given: one row, not two."""
 
     def call(which: nn.Module) -> Any:
@@ -270,7 +222,7 @@ def _runs(model: nn.Module, module: nn.Module, example: _Example) -> bool:
 
 
 def _write(
-    model: nn.Module, example: _Example, size: int | None, *, seed: int, training: bool
+    model: nn.Module, example: Example, size: int | None, *, seed: int, training: bool
 ) -> WrittenGraph:
     state = ModelState(model)
     tensors, args, kwargs = example.sized(size)
@@ -290,35 +242,6 @@ def _write(
     finally:
         example.written.extend(state.protected())
         state.restore()
-
-
-def _free(call: CallSpec, batch: int | None) -> CallSpec:
-    leaves = [
-        attrs.evolve(leaf, free=frozenset([0]))
-        if leaf.spec is not None and leaf.spec.shape and leaf.spec.shape[0] == batch
-        else leaf
-        for leaf in call.leaves
-    ]
-    return attrs.evolve(call, leaves=tuple(leaves))
-
-
-def _exact(
-    call: CallSpec, tensors: Sequence[torch.Tensor], written: Mapping[str, WrittenGraph]
-) -> CallSpec:
-    """Require the traced dtype and device where the forward looked at one."""
-    reads = frozenset().union(*(w.reads for w in written.values()))
-    given = iter(tensors)
-    leaves = []
-    for leaf in call.leaves:
-        if leaf.spec is not None:
-            tensor = next(given)
-            leaf = attrs.evolve(  # noqa: PLW2901
-                leaf,
-                dtype=tensor.dtype if "dtype" in reads else None,
-                device=tensor.device if "device" in reads else None,
-            )
-        leaves.append(leaf)
-    return attrs.evolve(call, leaves=tuple(leaves))
 
 
 def _renamed(written: WrittenGraph, mode: str) -> dict[str, Any]:
@@ -341,51 +264,6 @@ def _notes(model: nn.Module, written: WrittenGraph) -> list[str]:
     return notes
 
 
-def _flags_that_matter(
-    model: nn.Module, written: Mapping[str, WrittenGraph]
-) -> dict[str, dict[str, bool]]:
-    """Return, by mode, the `training` flags of inlined modules on which their ops depend."""
-    lines = {mode: _lines_by_module(w.graph) for mode, w in written.items()}
-    paths = dict.fromkeys(path for w in written.values() for path in w.inlined if path)
-    matter = [path for path in paths if lines["train"].get(path) != lines["eval"].get(path)]
-    flags = {}
-    for mode in MODES:
-        training = mode == MODES[0]
-        keeps = model.training == training
-        flags[mode] = {
-            path: model.get_submodule(path).training if keeps else training for path in matter
-        }
-    return flags
-
-
-def _lines_by_module(graph: Any) -> dict[str, list[str]]:
-    lines: dict[str, list[str]] = {}
-    for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
-        own = next((path for path, _ in reversed(stack.values())), "")
-        constants = [a for a in (*node.args, *node.kwargs.values()) if not hasattr(a, "op")]
-        lines.setdefault(own, []).append(f"{node.op} {node.target} {constants}")
-    return lines
-
-
-def _guards(graphs: Mapping[str, Any]) -> list[str]:
-    return [
-        str(node.args[2]).replace("\\", "/").rpartition("/")[2]
-        for graph in graphs.values()
-        for node in graph.nodes
-        if "fxray_guard" in node.meta
-    ]
-
-
-def _baked(constants: Mapping[str, Any]) -> int:
-    """Return how many of the constants are values; a function or a class is none."""
-    return sum(isinstance(value, (torch.Tensor, np.ndarray)) for value in constants.values())
-
-
-def _count(graph: Any) -> int:
-    return sum(info_of(node) is not None for node in graph.nodes)
-
-
 # ---------------------------------------------------------------------- by torch.fx
 
 
@@ -393,7 +271,7 @@ def _trace_symbolically(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
     written = write_symbolically(model)
     graphs = {mode: w.graph for mode, w in written.items()}
     name_ops(graphs)
-    flags = _flags_that_matter(model, written)
+    flags = flags_that_matter(model, written)
     programs = {
         mode: Program(w.graph, open_call(model), _renamed(w, mode), flags[mode])
         for mode, w in written.items()
@@ -401,11 +279,11 @@ def _trace_symbolically(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
     module = TracedModule(model, programs)
     verified = Report("symbolic", {}).verified
     if args or kwargs:
-        example = _Example.of(model, args, kwargs)
+        example = Example.of(model, args, kwargs)
         verified = _verify(model, module, example, example.base)
-    counts = {mode: _count(graph) for mode, graph in graphs.items()}
+    counts = {mode: count_ops(graph) for mode, graph in graphs.items()}
     notes = tuple(dict.fromkeys(note for w in written.values() for note in w.notes))
-    constants = sum(_baked(w.constants) for w in written.values())
+    constants = sum(baked_values(w.constants) for w in written.values())
     report = Report("symbolic", counts, constants=constants, verified=verified, notes=notes)
     returns = {mode: w.returns for mode, w in written.items()}
     return Traced(model, module, architecture_of(model, graphs, returns), report)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
+import numpy as np
+import torch
 
-__all__ = ["Report"]
+from fxray.tracing.ops import info_of
+
+__all__ = ["Report", "baked_values", "count_ops", "guards_in"]
 
 
 @attrs.frozen
@@ -50,3 +55,23 @@ class Report:
 def _count(number: int, what: str) -> str:
     plural = f"{what}es" if what.endswith("ch") else f"{what}s"
     return f"{number} {what if number == 1 else plural}"
+
+
+def guards_in(graphs: Mapping[str, Any]) -> list[str]:
+    """Return `file:line` of every guarded branch, of all modes."""
+    return [
+        str(node.args[2]).replace("\\", "/").rpartition("/")[2]
+        for graph in graphs.values()
+        for node in graph.nodes
+        if "fxray_guard" in node.meta
+    ]
+
+
+def baked_values(constants: Mapping[str, Any]) -> int:
+    """Return how many of the constants are values; a function or a class is none."""
+    return sum(isinstance(value, (torch.Tensor, np.ndarray)) for value in constants.values())
+
+
+def count_ops(graph: Any) -> int:
+    """Return the number of ops in an fx graph."""
+    return sum(info_of(node) is not None for node in graph.nodes)
