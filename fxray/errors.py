@@ -15,6 +15,7 @@ __all__ = [
     "MissingExtraError",
     "NotARunError",
     "NotSavedError",
+    "PictureError",
     "RecordError",
     "SelectionError",
     "SpecialisationError",
@@ -71,6 +72,10 @@ class NotARunError(StoreError, FileNotFoundError):
 
 class NotSavedError(FxrayError, KeyError):
     """What was asked for was not kept; the message says what was."""
+
+
+class PictureError(FxrayError, ValueError):
+    """A picture that cannot be drawn or written as asked."""
 
 
 class MissingExtraError(FxrayError, ImportError):

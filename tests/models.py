@@ -5,6 +5,9 @@ A twin is the same model with its forward written out once more, every functiona
 fxray: together they are the independent route that captures are compared with.
 """
 
+# To mypy a module's attribute is Tensor | Module, and wrong types are given here on purpose.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 import collections

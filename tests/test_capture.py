@@ -1,5 +1,8 @@
 """Recording: which rows there are, what is in them, and that nothing of it disturbs training."""
 
+# To mypy a module's attribute is Tensor | Module, and wrong types are given here on purpose.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 import contextlib
@@ -579,12 +582,12 @@ def test_the_gradient_of_an_input_that_is_reused_is_kept_and_nothing_piles_up(pl
             x.grad = None
             (net(x).sum() * (step + 1)).backward()
             last = x.grad.clone()
-            assert len(x._backward_hooks or ()) <= 2  # type: ignore[attr-defined]
+            assert len(x._backward_hooks or ()) <= 2
     run = fxray.open(place)
     assert run["x"].grad.steps.tolist() == [0, 1, 2, 3, 4]
     assert np.array_equal(run["x"].grad[4], last.numpy())
     assert run.notes == ()
-    assert not x._backward_hooks  # type: ignore[attr-defined]
+    assert not x._backward_hooks
 
 
 # ---------------------------------------------------------------- what goes wrong on the user's side
@@ -843,7 +846,7 @@ def test_what_wraps_a_rewritten_module_is_recorded(place: str) -> None:
         (nn.Sequential(net, rewritten()), "2 rewritten"),
     ):
         with pytest.raises(fxray.RecordError, match=words):
-            fxray.record(wrong, place)  # type: ignore[arg-type]
+            fxray.record(wrong, place)
 
 
 def test_the_living_run_is_readable_after_a_flush(place: str) -> None:

@@ -57,7 +57,7 @@ PUBLIC = (
     # what may go wrong
     *("FxrayError", "FxrayWarning", "TraceError", "SpecialisationError", "UnknownNameError"),
     *("DraftError", "SelectionError", "RecordError", "StoreError", "NotARunError"),
-    *("NotSavedError", "MissingExtraError"),
+    *("NotSavedError", "PictureError", "MissingExtraError"),
 )
 
 TOP = {

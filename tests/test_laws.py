@@ -1,6 +1,9 @@
 """The laws: a rewritten model computes what the model computes, and its records are what plain
 PyTorch hooks see."""
 
+# To mypy a module's attribute is Tensor | Module, and wrong types are given here on purpose.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 import copy

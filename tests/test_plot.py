@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import StepPatch
 
-from fxray.errors import FxrayError, MissingExtraError, NotSavedError
+from fxray.errors import MissingExtraError, NotSavedError, PictureError
 from fxray.look.canvas import Scale
 from fxray.look.plot import PlotData, plot, rule_for
 
@@ -77,6 +77,7 @@ STATS = {
         ("output", (2, 2, 4, 5, 6), "NCDHW", "feature maps"),
         ("output", (2, 2, 2, 2, 2), "", "elements"),
         ("output", (2, 2, 2), "CHW", "elements"),
+        ("output", (1, 2, 3), "SNC", "elements"),
     ],
 )
 def test_each_shape_has_its_drawing(kind: str, shape: tuple, axes: str, name: str) -> None:
@@ -146,6 +147,45 @@ def test_feature_maps_are_samples_by_channels() -> None:
     np.testing.assert_array_equal(images(figure), maps[1].reshape(12, 4, 5))
     assert figure.axes[0].images[0].get_cmap().name == "viridis"
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["0", "1"]
+
+
+def test_a_single_channel_over_steps_is_a_row_of_samples_each() -> None:
+    maps = random(3, 1, 4, 4)
+    figure = plot(data("input", maps, axes="NCHW"), steps=STEPS)
+    np.testing.assert_array_equal(images(figure), np.stack(maps).reshape(18, 4, 4))
+    assert figure.axes[0].get_xlabel() == "sample"
+
+
+def test_what_is_not_among_the_tiles_is_said() -> None:
+    said = words(plot(data("output", random(16, 20, 3, 3), axes="NCHW")))
+    assert "12 of 16 samples, 16 of 20 channels" in said
+    assert "192 of 200 channels" in words(plot(data("output", random(1, 200, 3, 3), axes="NCHW")))
+    assert "16 of 32 samples" in words(
+        plot(data("output", random(32, 1, 3, 3), axes="NCHW"), steps=STEPS)
+    )
+    many = PlotData("a", "weight", {"": random(3, 3, rows=9)}, range(9), axes="OI")
+    assert "4 of 9 records" in words(plot(many, steps=range(9)))
+    assert "records" not in words(plot(many))
+
+
+def test_channels_that_were_chosen_are_not_numbered_as_the_tensors_own() -> None:
+    figure = plot(data("output", random(2, 4, 3, 3), axes="NCHW", sizes=[(2, 64, 3, 3)] * 6))
+    assert figure.axes[0].get_xlabel() == "kept channel"
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((2, 4, 5, 5), "NCHW"), ((2, 4, 5, 5), ""),
+                                             ((3, 5, 5), "NTC"), ((3, 5, 5), "")])  # fmt: skip
+def test_weights_of_attention_are_a_map_of_queries_by_keys_for_each_head(
+    shape: tuple, axes: str
+) -> None:
+    shares = [np.exp(a) / np.exp(a).sum(-1, keepdims=True) for a in random(*shape)]
+    given = data("output", shares, axes=axes)
+    assert rule_for(given).name == "attention"
+    figure = plot(given)
+    np.testing.assert_array_equal(images(figure), shares[-1].reshape(-1, 5, 5))
+    assert figure.axes[0].get_xlabel() == ("head" if len(shape) == 4 else "")
+    assert "queries down, keys across" in words(figure)
+    assert len(images(plot(given, steps=STEPS))) == 6 * (4 if len(shape) == 4 else 3)
 
 
 def test_axes_in_another_order_are_drawn_alike() -> None:
@@ -259,6 +299,14 @@ def test_statistics_are_lines_with_a_band_around_the_mean() -> None:
     assert zero.get_title(loc="left") == "fraction zero"
 
 
+def test_statistics_of_one_step_are_all_seen() -> None:
+    mean = plot(data("grad", STATS), step=20).axes[0]
+    assert {"mean", "± std", "min", "max"} == set(mean.get_legend_handles_labels()[1])
+    assert all(
+        line.get_marker() == "o" for line in mean.lines if line.get_label() in ("min", "max")
+    )
+
+
 def test_faults_get_a_panel_only_when_there_are_any() -> None:
     faulty = STATS | {
         "nan": [np.int64(n) for n in range(6)],
@@ -328,7 +376,7 @@ def test_names_are_not_read_as_formulas() -> None:
 def test_a_step_that_was_not_kept_names_the_nearest() -> None:
     with pytest.raises(NotSavedError, match="not kept at step 33; the nearest is 30"):
         plot(data("grad", random(3)), step=33)
-    with pytest.raises(FxrayError, match="both step= and steps="):
+    with pytest.raises(PictureError, match="both step= and steps="):
         plot(data("grad", random(3)), step=0, steps=[0])
 
 
@@ -338,7 +386,7 @@ def test_several_rows_of_one_step_are_all_drawn() -> None:
 
 
 def test_rows_that_do_not_match_are_refused() -> None:
-    with pytest.raises(FxrayError, match="steps 2, records"):
+    with pytest.raises(PictureError, match="steps 2, records"):
         PlotData("a", "output", {"": random(3, rows=3)}, [0, 1])
     with pytest.raises(NotSavedError, match="no records of a · output"):
         PlotData("a", "output", {"": []}, [])

@@ -6,14 +6,14 @@ import re
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import graphviz
 import pytest
 
-from fxray.errors import DraftError, FxrayError, MissingExtraError, UnknownNameError
+from fxray.errors import DraftError, MissingExtraError, PictureError, UnknownNameError
 from fxray.look import render
 from fxray.look.fold import READABLE, chain, fold
 from fxray.look.labels import shorten
@@ -212,7 +212,7 @@ def test_node_ids_never_hold_a_colon() -> None:
 @needs_graphviz
 @pytest.mark.dot
 def test_hostile_names_come_out_as_they_are() -> None:
-    root = ET.fromstring(svg(to_dot(hostile(), {"relu-0": {"output": "<&>"}})))
+    root = ElementTree.fromstring(svg(to_dot(hostile(), {"relu-0": {"output": "<&>"}})))
     words = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {'<b>A & "B"</b>', 'a<b>&"c":d', "node:n\\N->m", "</td>"} <= set(words)
     assert "O <&>" in words
@@ -263,10 +263,10 @@ def test_dot_needs_no_graphviz(
 
 @pytest.mark.parametrize("name", ["net.bmp", "net", "net.svg.txt"])
 def test_another_suffix_is_refused_and_the_legal_ones_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(FxrayError, match=rf"'{name}'.*\.svg, \.png, \.pdf, \.dot"):
+    with pytest.raises(PictureError, match=rf"'{name}'.*\.svg, \.png, \.pdf, \.dot"):
         save(to_dot(small_cnn()), tmp_path / name)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(FxrayError, match=r"format 'bmp'"):
+    with pytest.raises(PictureError, match=r"format 'bmp'"):
         save(to_dot(small_cnn()), tmp_path / "net.svg", format="bmp")
 
 
@@ -290,7 +290,7 @@ def test_without_graphviz_the_source_is_left_and_the_way_named(
 def test_what_graphviz_cannot_read_is_an_error_not_a_broken_picture(tmp_path: Path) -> None:
     broken = graphviz.Digraph()
     broken.node("a", label="<<b>not closed>")
-    with pytest.raises(FxrayError, match=r"Graphviz failed: .*suffix \.dot"):
+    with pytest.raises(PictureError, match=r"Graphviz failed: .*suffix \.dot"):
         save(broken, tmp_path / "net.svg")
     assert not list(tmp_path.iterdir())
 
@@ -303,7 +303,7 @@ def test_a_layout_that_takes_too_long_is_given_up(
 
     monkeypatch.setattr(render, "engine", lambda: "dot")
     monkeypatch.setattr(subprocess, "run", slow)
-    with pytest.raises(FxrayError, match="depth="):
+    with pytest.raises(PictureError, match="depth="):
         save(to_dot(small_cnn()), tmp_path / "net.svg")
 
 

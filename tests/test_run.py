@@ -421,6 +421,23 @@ def test_what_was_not_kept_says_what_was(run: Run) -> None:
         _ = run["layer1.conv1"].weight_grad
 
 
+@pytest.mark.parametrize(("op", "ask"), [
+    ("layer1.relu", lambda kept: kept.grad), ("head", lambda kept: kept.grad),
+    ("layer1", lambda kept: kept.grad),
+    ("layer1.conv1", lambda kept: kept.parameter_grad("weight")),
+])  # fmt: skip
+def test_what_kept_nothing_quotes_the_reason_that_was_noted(
+    tmp_path: Path, op: str, ask: Callable[[Any], Any]
+) -> None:
+    notes = ["2 rows were dropped",
+             "nothing was kept of the grad of head, layer1.relu: no gradient came (frozen)",
+             "nothing was kept of the weight_grad of layer1.conv1: no optimizer stepped"]  # fmt: skip
+    write_run(open_store(tmp_path), notes=notes)
+    why = "no optimizer stepped; kept" if op == "layer1.conv1" else r"no gradient came \(frozen\); "
+    with pytest.raises(NotSavedError, match=f"was not kept: {why}"):
+        ask(open_run(tmp_path)[op])
+
+
 def test_a_module_that_returns_several_ops_names_them(small: ZarrStore) -> None:
     plain = make_architecture().to_dict()
     plain["returns"]["layer1"] = ["layer1.conv1", "layer1.relu"]
@@ -481,6 +498,54 @@ def test_the_summary_says_layers_steps_batches_phases_and_size(run: Run) -> None
                      r" +384 B$", text, re.MULTILINE)  # fmt: skip
 
 
+def test_fields_and_tensors_of_one_selection_are_one_row_of_the_summary(run: Run) -> None:
+    text = str(run)
+    for row in (r"head +output +Stats \(2 fields\) +train, valid +16 +0–91 +scalar +float32, int64",
+                r"lstm +output +NaturalSelection \(3 tensors\) +train, valid +16 +0–91 +2×4, 4 ",
+                r"layer1\.conv1 +weight +Nat", r"layer1\.conv1 +weight\.bias +Nat"):  # fmt: skip
+        assert len(re.findall(f"^{row}", text, re.MULTILINE)) == 1, row
+    every = repr(run.captures())
+    for name in ("output.mean", "output.count", "output.1.0", "weight.bias"):
+        assert re.search(rf" {name} ", every), name
+    assert len(run.captures()) == len(FORWARD) + 1
+
+
+def test_a_long_summary_says_where_the_rest_is(small: ZarrStore) -> None:
+    ops = [info(f"op{n}", "output", (2,)) for n in range(45)]
+    write_small(small, "train.forward.always.r0", ops, [(Row(0), {})])
+    lines = str(open_run(small.place.name)).splitlines()
+    assert lines[-1] == (
+        "… and 5 more. Of one layer: run['op40'] in Python, fxray show PLACE op40 in a shell; "
+        "of all: run.captures()"
+    )
+
+
+@pytest.fixture
+def remarked(small: ZarrStore) -> Run:
+    """Steps 0 to 3 kept by one selection, 4 to 6 by another, under another name."""
+    stats = [info("head", "output", (), field=f, selection={"name": "x.Stats"}) for f in "ab"]
+    whole = info("head", "output", (2, 3), as_="", selection={"name": "x.Whole"}, size=[2, 3])
+    again = attrs.evolve(whole, name=f"{whole.name}#2")
+    rows = [(Row(n), {one.name: full(n) for one in stats}) for n in range(4)]
+    rows += [(Row(n), {again.name: full(n, 2, 3)}) for n in range(4, 7)]
+    write_small(small, "train.forward.always.r0", [*stats, again], rows)
+    return open_run(small.place.name)
+
+
+def test_what_was_marked_anew_has_a_row_for_each_selection(remarked: Run) -> None:
+    text = str(remarked)
+    assert re.search(
+        r"^head +output +Stats \(2 fields\) +train +4 +0–3 +scalar", text, re.MULTILINE
+    )
+    assert re.search(r"^head +output +Whole +train +3 +4–6 +2×3", text, re.MULTILINE)
+    assert [(row.field, row.records) for row in remarked.captures()] == [
+        ("a", 4),
+        ("b", 4),
+        ("", 3),
+    ]
+    assert remarked.badges() == {"head": {"output": "×7"}}
+
+
 def test_logged_numbers_are_series_over_steps(run: Run) -> None:
     assert list(run.log) == ["loss", "acc"]
     assert run.log["loss"].steps.tolist() == list(range(0, 100, 10))
@@ -489,6 +554,9 @@ def test_logged_numbers_are_series_over_steps(run: Run) -> None:
     assert "loss" not in {row.op for row in run.captures()}
     with pytest.raises(NotSavedError, match="nothing was logged as 'los'; logged: 'loss'"):
         run.log["los"]
+    assert "loss" in run.log
+    assert "los" not in run.log
+    assert run.log.get("los") is None
 
 
 def test_refresh_shows_what_was_committed_meanwhile(small: ZarrStore) -> None:
@@ -666,6 +734,60 @@ def test_a_series_plots_itself(run: Run) -> None:
     assert run["lstm"].output.plot(field="1.0").get_axes()
     with pytest.raises(NotSavedError):
         run["layer1.relu"].output.plot(step=33)
+
+
+def drawn(figure: Any) -> str:
+    return f"{figure.get_suptitle()} {figure.get_supxlabel()}"
+
+
+def test_a_picture_names_what_it_is_of(run: Run) -> None:
+    assert drawn(run.log["loss"].plot()).startswith("loss train")
+    assert "scalar" not in drawn(run.log["loss"].plot())
+    said = drawn(run["layer1.relu"].output.plot())
+    assert "shape 2×3 of 8×3" in said
+    narrowed = run["head"].output.field("mean")
+    assert drawn(narrowed.plot()) == drawn(run["head"].output.plot(field="mean"))
+    assert "head · output · mean" in drawn(narrowed.plot())
+
+
+def test_a_loss_is_drawn_by_its_name_and_in_the_phase_it_was_logged_in(run: Run) -> None:
+    figure = run["head"].output.plot(phase="valid", loss=run.log["acc"])
+    axes = figure.get_axes()[-1]
+    assert axes.get_title(loc="left") == "acc"
+    assert axes.lines[0].get_xdata().tolist() == list(range(0, 100, 20))  # type: ignore[union-attr]
+
+
+def test_of_what_was_marked_anew_the_last_selection_is_drawn_or_that_of_the_steps(
+    remarked: Run,
+) -> None:
+    series = remarked["head"].output
+    assert "Whole" in drawn(series.plot())
+    assert "Stats" in drawn(series.plot(steps=[1, 2]))
+    assert "Stats" in drawn(series.plot(field="a"))
+
+
+def test_a_step_that_was_not_kept_is_named_beside_one_that_was(run: Run) -> None:
+    with pytest.raises(NotSavedError, match=r"kept at step 33; nearest: 30, 40"):
+        run["layer1.relu"].output.plot(steps=[0, 33])
+
+
+def test_no_record_is_read_that_is_not_drawn(
+    small: ZarrStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = info("head", "weight", (4, 3), parameter="weight", axes="OI")
+    rows = [(Row(n), {weight.name: full(n, 4, 3)}) for n in range(300)]
+    write_small(small, "train.forward.always.r0", [weight], rows)
+    series = open_run(small.place.name)["head"].weight
+    (reader,) = {type(source.reader) for source in series.sources}
+    reads: list[int] = []
+    monkeypatch.setattr(
+        reader, "read", lambda self, name, row: reads.append(row) or np.ones((4, 3))
+    )
+    series.plot()
+    assert reads == [299]
+    reads.clear()
+    assert "4 of 300 records" in drawn(series.plot(steps=range(300)))
+    assert set(reads) == {0, 100, 199, 299}
 
 
 def test_a_series_shows_what_it_is(run: Run) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import copy
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxray.errors import NotARunError, NotSavedError, StoreError, UnknownNameError
+from fxray.errors import NotARunError, NotSavedError, StoreError
 from fxray.store import (
     ArrayInfo,
     Record,
     Row,
-    Store,
-    StoredRun,
     StreamReader,
-    StreamWriter,
     ZarrStore,
     open_store,
 )
@@ -39,17 +36,18 @@ from fxray.store import place as place_module
 from fxray.store.layout import COORDINATES, DTYPES, dtype_of
 from fxray.store.manifest import parse_manifest
 from fxray.store.writer import ZarrWriter
+from fxray.testing import StoreTests
+from fxray.testing.histories import values as drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fxray.store.place import Place
 
 STREAM = "train.forward.always.r0"
 ABOUT = {"phase": "train", "moment": "forward", "schedule": {"every": 1}, "rank": 0}
 
 
-def begin(place: str | Path | Place | None, run_id: str = "r1") -> ZarrStore:
+def begin(place: str | Path, run_id: str = "r1") -> ZarrStore:
     store = open_store(place)
     store.begin_run(run_id, {"id": run_id, "name": "test", "started": "2026"}, {"ops": {}})
     return store
@@ -92,20 +90,21 @@ def same(one: Any, other: Any) -> bool:
     return alike
 
 
+class TestZarrStore(StoreTests):
+    """What any store promises; the rest of this file is about zarr, files and processes."""
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path) -> None:
+        self._folder, self._names = tmp_path, itertools.count()
+
+    def make_store(self) -> ZarrStore:
+        return open_store(self._folder / f"runs-{next(self._names)}")
+
+    def reopen(self, store: ZarrStore) -> ZarrStore:
+        return open_store(store.name)
+
+
 # Round trips.
-
-
-def drawn(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Return every bit pattern there is, more or less; raw bits for bfloat16 and float8."""
-    raw = dtype_of(dtype).raw
-    rng = np.random.default_rng(seed)
-    if dtype == "bool":
-        return rng.integers(0, 2, shape).astype(bool)
-    if dtype.startswith(("float16", "float32", "float64", "complex")):
-        special = np.array([np.nan, np.inf, -np.inf, -0.0, 5e-324, 1.5, -2], raw)
-        return rng.choice(special, shape)
-    bits = rng.integers(0, 256, (*shape, raw.itemsize), np.uint8)
-    return bits.view(raw).reshape(shape)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 0, 3), (2, 3, 4)])
@@ -130,19 +129,6 @@ def test_every_dtype_and_shape_is_read_as_it_was_written_with_and_without_fxray(
     opened = by_xarray(where)
     assert same(opened["x"].values, np.stack(written))
     assert opened["x"].dims[0] == "row"
-
-
-@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
-def test_bits_of_bfloat16_and_float8_mean_what_ml_dtypes_says(
-    name: str, writer: ZarrWriter, store: ZarrStore
-) -> None:
-    numbers = np.array([1.0, -0.5, 2.0, np.nan], getattr(ml_dtypes, name))
-    writer.declare(ArrayInfo("x", name, (4,)))
-    writer.append(Row(0), {"x": record(numbers.view(dtype_of(name).raw))})
-    writer.close()
-    read = stream(store).read("x", 0)
-    assert read.dtype == numbers.dtype
-    assert read.astype("float32")[:3].tolist() == [1.0, -0.5, 2.0]
 
 
 def test_rows_carry_their_coordinates(writer: ZarrWriter, store: ZarrStore, tmp_path: Path) -> None:
@@ -175,18 +161,6 @@ def test_more_rows_than_a_chunk(writer: ZarrWriter, store: ZarrStore, tmp_path: 
         "c.0.0", "c.1.0", "c.2.0", "c.3.0", "zarr.json",
     ]  # fmt: skip
     assert (by_zarr(where)["x"][:, 0] == np.arange(n)).all()
-
-
-def test_more_rows_than_a_chunk_of_coordinates(writer: ZarrWriter, store: ZarrStore) -> None:
-    n = 8192 + 10
-    writer.declare(ArrayInfo("s", "int64", ()))
-    for step in range(n):
-        writer.append(Row(step, time=step), {"s": record(np.int64(step))} if step % 3 else {})
-    writer.close()
-    reader = stream(store)
-    assert (reader.coords["step"] == np.arange(n)).all()
-    assert (reader.present("s") == (np.arange(n) % 3 > 0)).all()
-    assert reader.read("s", n - 1) == n - 1
 
 
 # Missing and ragged.
@@ -257,69 +231,6 @@ def test_records_larger_and_smaller_than_declared(
     assert (plain[4, :2, :13] == 4).all()
 
 
-def test_the_original_size_is_kept_where_it_varies(writer: ZarrWriter, store: ZarrStore) -> None:
-    writer.declare(ArrayInfo("x", "float32", (2,), {"size": [8, 2]}))
-    sizes = [(8, 2), (8, 2), (5, 2), (8, 2), (), (1, 2, 3)]
-    for step, size in enumerate(sizes):
-        writer.append(Row(step), {"x": record(np.zeros(2, "float32"), size)})
-    writer.append(Row(9), {})
-    writer.close()
-    assert stream(store).sizes("x") == [*sizes, None]
-    assert stream(store).shapes("x") == [(2,)] * 6 + [None]
-
-
-@st.composite
-def histories(draw: Any) -> tuple[list[ArrayInfo], int, list[Any]]:
-    """Return arrays, and what is appended or committed, in order."""
-    names = draw(st.lists(st.text(max_size=8), min_size=1, max_size=3, unique=True))
-    infos = [ArrayInfo(name, draw(st.sampled_from(["float32", "bfloat16", "int64", "bool"])),
-                       draw(st.lists(st.integers(0, 3), max_size=2))) for name in names]  # fmt: skip
-    steps = []
-    for _ in range(draw(st.integers(0, 8))):
-        shapes = {
-            info.name: [draw(st.integers(0, 5)) if draw(st.booleans()) else n for n in info.shape]
-            for info in infos
-            if draw(st.booleans())
-        }
-        steps.append((shapes, draw(st.booleans())))
-    return infos, draw(st.integers(0, 3)), steps
-
-
-@settings(max_examples=60, deadline=None)
-@given(histories(), st.integers(0, 1 << 30))
-def test_any_history_is_read_again(history: Any, number: int) -> None:
-    infos, late, steps = history
-    store = open_store("memory://histories")
-    run_id = f"h{number}-{len(store.place.keys('catalog/'))}"
-    store.begin_run(run_id, {}, {})
-    writer = store.writer(run_id, STREAM, ABOUT)
-    expected: list[dict[str, Record]] = []
-    for step, (shapes, commits) in enumerate(steps):
-        for info in infos if step >= late else infos[:1]:
-            writer.declare(info)
-        known = {info.name: info for info in (infos if step >= late else infos[:1])}
-        records = {
-            name: record(drawn(known[name].dtype, tuple(shape), step))
-            for name, shape in shapes.items() if name in known
-        }  # fmt: skip
-        writer.append(Row(step), records)
-        expected.append(records)
-        if commits:
-            writer.commit()
-            assert stream(store, run_id).rows == step + 1
-    writer.close()
-    reader = stream(store, run_id)
-    assert reader.rows == len(steps)
-    for info in infos:
-        for step, records in enumerate(expected):
-            if info.name in records:
-                values = records[info.name].values.view(dtype_of(info.dtype).numpy)
-                assert same(reader.read(info.name, step), values)
-            elif info.name in reader.arrays:
-                with pytest.raises(NotSavedError):
-                    reader.read(info.name, step)
-
-
 # Commits.
 
 
@@ -354,35 +265,6 @@ def test_only_what_is_committed_is_seen_by_anyone(
     assert (reader.array("x")[:, 0] == np.arange(200)).all()
 
 
-def test_a_reader_that_read_a_half_full_chunk_sees_the_rest_after_a_refresh(
-    writer: ZarrWriter, store: ZarrStore
-) -> None:
-    writer.declare(ArrayInfo("x", "float32", (4,)))
-    reader = None
-    for step in range(20):
-        writer.append(Row(step), {"x": record(np.full(4, step, "float32"))})
-        writer.commit()
-        reader = reader or stream(store)
-        reader.refresh()
-        assert [reader.read("x", row)[0] for row in range(step + 1)] == list(range(step + 1))
-        assert reader.coords["step"][-1] == step
-
-
-def test_a_refresh_forgets_which_records_were_missing(
-    writer: ZarrWriter, store: ZarrStore
-) -> None:
-    writer.declare(ArrayInfo("x", "float32", (2,)))
-    writer.append(Row(0), {})
-    writer.commit()
-    reader = stream(store)
-    assert reader.present("x").tolist() == [False]
-    writer.append(Row(1), {"x": record(np.zeros(1, "float32"))})
-    writer.close()
-    reader.refresh()
-    assert reader.present("x").tolist() == [False, True]
-    assert reader.read("x", 1).shape == (1,)
-
-
 def test_close_gives_every_array_its_committed_shape(
     writer: ZarrWriter, store: ZarrStore, tmp_path: Path
 ) -> None:
@@ -395,30 +277,6 @@ def test_close_gives_every_array_its_committed_shape(
             assert zarr.open_array(path, mode="r").shape[0] == 1
     with pytest.raises(StoreError, match="is closed"):
         writer.append(Row(1), {})
-
-
-def test_one_thread_commits_while_another_appends(writer: ZarrWriter, store: ZarrStore) -> None:
-    writer.declare(ArrayInfo("x", "float32", (64,)))
-    done = threading.Event()
-    failures = []
-
-    def commit() -> None:
-        while not done.is_set():
-            try:
-                writer.commit()
-            except StoreError as error:
-                failures.append(error)
-
-    thread = threading.Thread(target=commit)
-    thread.start()
-    n = 5000
-    for step in range(n):
-        writer.append(Row(step), {"x": record(np.full(64, step, "float32"))})
-    done.set()
-    thread.join()
-    writer.close()
-    assert not failures
-    assert (stream(store).array("x")[()][:, 63] == np.arange(n)).all()
 
 
 def test_what_is_under_way_is_bounded(store: ZarrStore) -> None:
@@ -441,21 +299,6 @@ def test_many_arrays_share_the_bytes_of_the_buffers(store: ZarrStore) -> None:
     writer.close()
 
 
-def test_a_record_is_copied_before_append_returns(writer: ZarrWriter, store: ZarrStore) -> None:
-    for name, shape in (("large", (1 << 19,)), ("small", (4,))):
-        writer.declare(ArrayInfo(name, "float32", shape))
-    buffers = {"large": np.zeros(1 << 19, "float32"), "small": np.zeros(4, "float32")}
-    for step in range(8):
-        for values in buffers.values():
-            values[...] = step
-        writer.append(Row(step), {name: record(values) for name, values in buffers.items()})
-    for values in buffers.values():
-        values[...] = -1
-    writer.close()
-    for name in buffers:
-        assert (stream(store).array(name)[:, 3] == np.arange(8)).all()
-
-
 def test_a_full_chunk_waits_for_the_write_of_its_half(writer: ZarrWriter) -> None:
     writer.declare(ArrayInfo("x", "float32", (1 << 17,)))
     column = writer._records["x"].column
@@ -474,25 +317,6 @@ def test_a_full_chunk_waits_for_the_write_of_its_half(writer: ZarrWriter) -> Non
     writer.append(Row(9), {"x": record(np.zeros(1 << 17, "float32"))})
     assert waited == [None]
     writer.close()
-
-
-# Blocks.
-
-
-def test_a_view_indexes_as_numpy_does(writer: ZarrWriter, store: ZarrStore) -> None:
-    writer.declare(ArrayInfo("x", "int32", (3, 4)))
-    whole = np.arange(10 * 12, dtype="int32").reshape(10, 3, 4)
-    for step in range(10):
-        writer.append(Row(step), {"x": record(whole[step])})
-    writer.close()
-    view = stream(store).array("x")
-    assert view.shape == whole.shape
-    for key in [(3,), (-1, 2), (slice(2, 50),), (slice(None), 1, slice(None, None, 2)),
-                (slice(8, 2, -3),), (np.array([7, -9]), slice(1)), (slice(4, 2),)]:  # fmt: skip
-        assert np.array_equal(view[key], whole[key]), key
-    assert np.array_equal(view[np.array([1, 5]), np.array([0, 2])], whole[[1, 5]][:, [0, 2]])
-    with pytest.raises(IndexError):
-        view[10,]
 
 
 # Killed.
@@ -591,48 +415,6 @@ def test_a_commit_that_cannot_be_written_is_raised_once(writer: ZarrWriter, tmp_
     writer.commit()
     writer.close()
     assert writer.committed == 1
-
-
-def test_a_record_that_does_not_fit_its_declaration_appends_nothing(
-    writer: ZarrWriter, store: ZarrStore
-) -> None:
-    writer.declare(ArrayInfo("x", "float32", (2,)))
-    good = record(np.zeros(2, "float32"))
-    for records, said in [
-        ({"x": record(np.zeros(2, "float64"))}, "takes float32"),
-        ({"x": record(np.zeros((2, 2), "float32"))}, "another number of dims"),
-        ({"x": good, "y": good}, "'y' .* was not declared"),
-    ]:
-        with pytest.raises(StoreError, match=said):
-            writer.append(Row(0), records)
-    writer.append(Row(0), {"x": good})
-    writer.close()
-    assert stream(store).rows == 1
-
-
-def test_declaring_again_is_fine_and_declaring_otherwise_is_not(writer: ZarrWriter) -> None:
-    writer.declare(ArrayInfo("x", "float32", (2,)))
-    writer.declare(ArrayInfo("x", "float32", (2,)))
-    with pytest.raises(StoreError, match="under another name"):
-        writer.declare(ArrayInfo("x", "float32", (3,)))
-    with pytest.raises(StoreError, match="under another name"):
-        writer.declare(ArrayInfo("x", "float32", (2,), {"selection": "Mean"}))
-    with pytest.raises(StoreError, match="cannot store dtype"):
-        writer.declare(ArrayInfo("y", "quint8", (3,)))
-
-
-def test_a_stream_has_one_writer(writer: ZarrWriter, store: ZarrStore) -> None:
-    with pytest.raises(StoreError, match="a stream has one writer"):
-        store.writer("r1", STREAM, ABOUT)
-    assert list(store.run("r1").streams) == [STREAM]
-
-
-def test_a_run_id_is_claimed_once(store: ZarrStore) -> None:
-    with pytest.raises(StoreError, match="has a run 'r1' already"):
-        store.begin_run("r1", {}, {})
-    for bad in ("../x", "A", "catalog", "", "a/b"):
-        with pytest.raises(StoreError, match="cannot name a folder"):
-            store.begin_run(bad, {}, {})
 
 
 @pytest.mark.parametrize("folder", ["file/runs", "/proc/fxray-runs", "/dev/null/runs"])
@@ -781,13 +563,6 @@ def test_a_torn_chunk_is_a_store_error_that_names_the_array(
         stream(store).read("x", 0)
 
 
-def test_an_unknown_array_names_the_nearest(writer: ZarrWriter, store: ZarrStore) -> None:
-    writer.declare(ArrayInfo("relu.output", "float32", (2,)))
-    writer.close()
-    with pytest.raises(UnknownNameError, match=r"nearest: 'relu\.output'"):
-        stream(store).read("relu.outputs", 0)
-
-
 FORKED = """
 import os, sys, numpy as np
 from fxray.errors import StoreError
@@ -823,27 +598,6 @@ def test_a_forked_process_is_told_so_instead_of_being_aborted(tmp_path: Path) ->
 # Runs and places.
 
 
-def test_what_stands_in_a_store_follows_its_protocols(writer: ZarrWriter, store: ZarrStore) -> None:
-    assert isinstance(store, Store)
-    assert isinstance(writer, StreamWriter)
-    assert isinstance(store.run("r1"), StoredRun)
-    assert isinstance(stream(store), StreamReader)
-
-
-def test_runs_are_listed_oldest_first_with_what_is_known_now(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
-    for run_id, started in (("b", "2026-02"), ("a", "2026-01"), ("d", "2026-03")):
-        store.begin_run(run_id, {"id": run_id, "started": started, "versions": {"torch": "2"}}, {})
-    store.update_run("a", {"finished": "2026-04", "notes": ["done"]})
-    listed = store.runs()
-    assert [entry["id"] for entry in listed] == ["a", "b", "d"]
-    assert [entry["finished"] for entry in listed] == ["2026-04", None, None]
-    assert "versions" not in listed[0]
-    attributes = store.run("a").attributes
-    assert attributes["notes"] == ["done"]
-    assert attributes["versions"] == {"torch": "2"}
-
-
 def test_no_chunk_is_listed_to_find_runs_or_streams(
     writer: ZarrWriter, store: ZarrStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -851,7 +605,7 @@ def test_no_chunk_is_listed_to_find_runs_or_streams(
     asked: list[str] = []
     keys = place_module.Place.keys
 
-    def spy(self: Place, prefix: str) -> list[str]:
+    def spy(self: place_module.Place, prefix: str) -> list[str]:
         asked.append(prefix)
         return keys(self, prefix)
 
@@ -866,7 +620,7 @@ def test_ranks_write_documents_of_their_own(store: ZarrStore) -> None:
     for rank in range(3):
         name = f"train.forward.always.r{rank}"
         # Every process has a store of its own.
-        others[name] = open_store(store.place).writer("r1", name, {**ABOUT, "rank": rank})
+        others[name] = open_store(store.name).writer("r1", name, {**ABOUT, "rank": rank})
         others[name].append(Row(rank), {})
         others[name].close()
     found = store.run("r1").streams
@@ -890,36 +644,6 @@ def test_names_that_no_file_system_takes_are_kept(store: ZarrStore, tmp_path: Pa
     keys = json.loads((tmp_path / "runs/r1/streams/r0/zarr.json").read_text())["attributes"]
     opened = by_xarray(tmp_path / "runs" / "r1" / keys["streams"]["Stream/../Name.r0"])
     assert len(opened.data_vars) == len(names)
-
-
-def test_attributes_come_back_as_they_were(store: ZarrStore) -> None:
-    about = {**ABOUT, "coordinates": "mine", "fxray": {"mine": 1}, "nested": {"a": [1, None]}}
-    about.pop("fxray")
-    about.pop("coordinates")
-    info = ArrayInfo("x", "float32", (2,), {"op": "x", "selection": {"settings": {"k": 8}},
-                                            "size": [4, 2], "units": "s"})  # fmt: skip
-    writer = store.writer("r1", STREAM, about)
-    writer.declare(info)
-    writer.close()
-    reader = stream(store)
-    assert reader.attributes == about
-    assert reader.arrays["x"] == info
-    assert reader.arrays["x"].size == (4, 2)
-
-
-def test_memory_is_found_again_in_the_same_process() -> None:
-    store = begin("memory://again")
-    writer = store.writer("r1", STREAM, ABOUT)
-    writer.declare(ArrayInfo("x", "float32", (2,)))
-    writer.append(Row(0), {"x": record(np.ones(2, "float32"))})
-    writer.close()
-    again = open_store("memory://again")
-    assert again.run("r1").streams[STREAM].read("x", 0).tolist() == [1, 1]
-    with pytest.raises(NotARunError):
-        open_store("memory://other").runs()
-    begin(None, "unnamed")
-    assert "unnamed" in {entry["id"] for entry in open_store(None).runs()}
-    assert "unnamed" in {entry["id"] for entry in open_store("memory://").runs()}
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:

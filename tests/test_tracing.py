@@ -1,5 +1,8 @@
 """Tracing: what ops are called, what survives, and what is refused at which line."""
 
+# To mypy a module's attribute is Tensor | Module, and wrong types are given here on purpose.
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 import copy
@@ -38,7 +41,7 @@ def traced(model: nn.Module, frontend: str, *args: Any, **kwargs: Any) -> fxray.
 def line_of(model: type, text: str) -> int:
     """Return the line of this file at which `model`'s forward says `text`."""
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
-    start = model.forward.__code__.co_firstlineno  # type: ignore[attr-defined]
+    start = model.forward.__code__.co_firstlineno
     return next(n for n in range(start, len(lines) + 1) if text in lines[n - 1])
 
 
@@ -58,7 +61,7 @@ def assert_agrees(model: nn.Module, net: nn.Module, *args: Any, **kwargs: Any) -
             for parameter in parameters:
                 parameter.grad = None
             if graded and parameters:
-                sum(graded).backward()  # type: ignore[union-attr]
+                sum(graded).backward()
             grads = [parameter.grad for parameter in parameters]
             after = [b.clone() for b in model.buffers()]
             with torch.no_grad():

@@ -93,6 +93,7 @@ class Stream:
         self._store, self._run_id = store, run_id
         self._writer: StreamWriter | None = None
         self._names: dict[int, str] = {}
+        self._named: list[ArrayInfo] = []  # keeps alive whose id is in `_names`
         self._declared: dict[str, ArrayInfo] = {}
         self._open: collections.deque[OpenRow] = collections.deque()
 
@@ -139,9 +140,9 @@ class Stream:
                 name, number = f"{info.name}#{number}", number + 1
             if not again:
                 writer.declare(attrs.evolve(info, name=name))
-            # Kept alive by this, so that its id stays its own.
-            self._declared[name] = info
+            self._declared.setdefault(name, info)
             self._names[id(info)] = name
+            self._named.append(info)
         return name
 
     def commit(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import attrs
@@ -32,6 +33,7 @@ __all__ = [
     "step_name",
     "step_ticks",
     "times",
+    "whole_numbers",
     "write",
 ]
 
@@ -187,6 +189,13 @@ def write(axes: Axes, words: str) -> None:
     axes.set_title(words, loc="left", fontsize=9, color=MUTED, parse_math=False)
 
 
+def whole_numbers(axes: Axes, *, columns: bool = True) -> None:
+    """Name rows and, unless they have names, columns of a heat map by whole numbers only."""
+    axes.locator_params(axis="y", integer=True)
+    if columns:
+        axes.locator_params(axis="x", integer=True)
+
+
 def step_name(data: PlotData, row: int) -> str:
     """Return e.g. `"step 120 · epoch 2"`."""
     epoch = f" · epoch {data.epochs[row]}" if data.epochs else ""
@@ -214,7 +223,9 @@ def caption(figure: Figure, data: PlotData, *notes: str) -> None:
     span = step_name(data, 0) if len(data.steps) == 1 else f"steps {first} to {last}"
     if len(data.steps) > 1 and data.epochs and data.epochs[0] != data.epochs[-1]:
         span += f" · epochs {data.epochs[0]} to {data.epochs[-1]}"
-    words = [data.phase, span, _shape(data), data.selection, *notes]
+    drawn = len(data.steps)
+    thinned = f"{drawn} of {data.kept:,} records" if data.kept > drawn else ""
+    words = [data.phase, span, thinned, _shape(data), data.selection, *notes]
     figure.supxlabel(
         _wrapped([word for word in words if word], int(figure.get_figwidth() * 15)),
         x=0.01,
@@ -227,9 +238,12 @@ def caption(figure: Figure, data: PlotData, *notes: str) -> None:
 
 def _shape(data: PlotData) -> str:
     shapes = {a.shape for rows in data.records.values() for a in rows}
-    kept = times(shapes.pop()) if len(shapes) == 1 and len(data.records) == 1 else ""
-    whole = times(data.sizes[-1]) if data.sizes else ""
-    sizes = [size for size in (kept, whole if whole != kept else "") if size]
+    alone = len(shapes) == 1 and len(data.records) == 1 and shapes != {()}
+    kept = times(shapes.pop()) if alone else ""
+    usual = Counter(data.sizes).most_common(1)
+    whole = times(usual[0][0]) if usual else ""
+    mostly = "mostly " if len(set(data.sizes)) > 1 else ""
+    sizes = [size for size in (kept, mostly + whole if whole != kept else "") if size]
     return f"shape {' of '.join(sizes)}" if sizes else ""
 
 

@@ -20,7 +20,7 @@ from fxray.look.canvas import (
     step_name,
     write,
 )
-from fxray.look.plotdata import Array, PlotData, evenly, numbers
+from fxray.look.plotdata import Array, PlotData, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,10 +31,9 @@ __all__ = ["Loss", "histograms", "ranks", "statistics"]
 Loss = tuple[Sequence[int], Sequence[float]]
 """Steps, and the loss at each."""
 
-_RIDGES = 16
 _LINES = 10
 _AROUND, _FAULTS = ("mean", "std", "min", "max"), ("nan", "inf")
-_PINK = "#E6007E"
+_PINK, _GREEN = "#E6007E", "#009E73"
 # Okabe and Ito's colours, then lighter ones of the same hues.
 _COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00",
@@ -42,7 +41,7 @@ _COLORS = (
 )  # fmt: skip
 
 
-def statistics(data: PlotData, loss: Loss | None = None) -> Figure:
+def statistics(data: PlotData, loss: Loss | None = None, loss_name: str = "loss") -> Figure:
     """Draw one number per step and field; the mean with a band of one deviation."""
     values = {
         field: np.array([numbers(a).ravel()[0] for a in rows])
@@ -63,7 +62,7 @@ def statistics(data: PlotData, loss: Loss | None = None) -> Figure:
     if loss is not None:
         grid[-1].plot(*loss, color=INK, linewidth=1.0)
         clean(grid[-1], grid=True)
-        write(grid[-1], "loss")
+        write(grid[-1], loss_name)
     grid[-1].set_xlabel("step")
     _whole_steps(grid[-1], data.steps)
     caption(figure, data, _counted(values))
@@ -90,15 +89,20 @@ def _counted(values: dict[str, Array]) -> str:
 
 def _band(axes: Axes, steps: Sequence[int], values: dict[str, Array]) -> None:
     mean, std = values["mean"], values.get("std")
-    if std is not None:
+    single = len(set(steps)) == 1
+    if std is not None and single:  # a band has no width at one step
+        axes.errorbar(steps, mean, std, color=BLUE, alpha=0.4, linewidth=6, label="± std")
+    elif std is not None:
         axes.fill_between(
             steps, mean - std, mean + std, color=BLUE, alpha=0.22, linewidth=0, label="± std"
         )
     axes.plot(steps, mean, color=BLUE, linewidth=1.6, label="mean", **_marks(steps))
-    for name, style in (("max", "--"), ("min", ":")):
+    # Plain lines: dashes of what changes at every step are a haze.
+    for name, color in (("max", ORANGE), ("min", _GREEN)):
         if name in values:
             edge = _finite(values[name])
-            axes.plot(steps, edge, color=MUTED, linewidth=0.9, linestyle=style, label=name)
+            marks = _marks(steps) if single else {}
+            axes.plot(steps, edge, color=color, linewidth=0.8, label=name, zorder=1.5, **marks)
     _mark_faults(axes, steps, mean)
     # Beside the axes: inside it would cover numbers whichever corner it takes.
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -146,24 +150,23 @@ def histograms(data: PlotData) -> Figure:
     """Draw counts between edges: bars for one step, a ridge over several."""
     counts = [numbers(a).ravel() for a in data.records["counts"]]
     edges = [numbers(a).ravel() for a in data.records["edges"]]
-    shown = evenly(len(counts), _RIDGES)
-    figure = new_figure(7.2, 3.4 if len(shown) == 1 else 1.6 + 0.32 * max(6, len(shown)))
+    single = len(counts) == 1
+    figure = new_figure(7.2, 3.4 if single else 1.6 + 0.32 * max(6, len(counts)))
     axes = figure.add_subplot()
-    if len(shown) == 1:
+    if single:
         axes.stairs(counts[0], edges[0], fill=True, color=BLUE)
         axes.set_ylabel("elements")
         clean(axes, grid=True)
         write(axes, step_name(data, 0))
     else:
-        _ridge(axes, [(counts[n], edges[n]) for n in shown])
-        axes.set_yticks(range(len(shown)), [str(data.steps[n]) for n in shown])
+        _ridge(axes, list(zip(counts, edges, strict=True)))
+        axes.set_yticks(range(len(counts)), [str(step) for step in data.steps])
         axes.set_ylabel("step")
         clean(axes)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     axes.set_xlabel("value")
-    missing = f"{len(shown)} of {len(counts)} steps" if len(shown) < len(counts) else ""
-    caption(figure, data, "" if len(shown) == 1 else "density per step", missing)
+    caption(figure, data, "" if single else "each step to its own height")
     return figure
 
 
@@ -182,8 +185,8 @@ def _ridge(axes: Axes, rows: Sequence[tuple[Array, Array]]) -> None:
     for n, (density, (_, edges)) in enumerate(zip(densities, rows, strict=True)):
         top = n + 1.6 * density / (density.max() or 1.0)
         axes.fill_between(
-            edges, n, np.append(top, top[-1]), step="post", color=colors[n], alpha=0.85,
-            linewidth=0, zorder=2 * (len(rows) - n),
+            edges, n, np.append(top, top[-1]), step="post", color=colors[n], linewidth=0,
+            zorder=2 * (len(rows) - n),
         )  # fmt: skip
         # White between ridges; but over one as narrow as a line it would be all there is.
         narrow = edges[-1] - edges[0] < 0.05 * whole
@@ -212,7 +215,9 @@ def ranks(data: PlotData) -> Figure:
     upper.set_ylabel("rank")
     first = np.array([row[0] if row.size else np.nan for row in values])
     last = np.array([row[-1] if row.size else np.nan for row in values])
-    _lines(lower, data.steps, {"largest": first, "smallest kept": last})
+    _lines(lower, data.steps, {"rank 1": first, f"rank {most}": last} if most > 1 else
+           {"rank 1": first})  # fmt: skip
+    write(lower, "value")
     lower.set_xlabel("step")
     _whole_steps(lower, data.steps)
     clean(upper, grid=True)

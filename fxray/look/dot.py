@@ -16,6 +16,7 @@ from fxray.look.labels import (
     box_label,
     count,
     legend,
+    look_of,
     shorten,
     text,
 )
@@ -116,6 +117,8 @@ def _heading(architecture: Architecture, folded: Fold, title: str, kinds: list[s
     summary = f"{len(architecture):,} ops · {count(architecture.parameter_count)} parameters"
     if any(box.folded for box in folded.boxes):
         summary += f" · folded at depth {folded.depth}"
+    if any(not box.folded and look_of(box).dashed for box in folded.boxes):
+        summary += " · dashed: not a module"
     return legend(shorten(title or architecture.model, 72), summary, kinds)
 
 

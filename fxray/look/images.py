@@ -20,15 +20,24 @@ from fxray.look.canvas import (
     show,
     step_name,
     step_ticks,
+    whole_numbers,
     write,
 )
-from fxray.look.plotdata import Array, PlotData, evenly, numbers
+from fxray.look.plotdata import Array, PlotData, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["feature_maps", "filters", "flattened", "matrices", "sequences", "vectors"]
+__all__ = [
+    "attention",
+    "feature_maps",
+    "filters",
+    "flattened",
+    "matrices",
+    "sequences",
+    "vectors",
+]
 
 _ACROSS, _DOWN = 16, 12
 _PANELS = 4
@@ -38,13 +47,23 @@ _NAMES = {"C": "channel", "T": "token", "L": "place", "O": "output", "I": "input
 
 @attrs.frozen(eq=False)
 class _Grid:
-    """Tiles in rows and columns, with names for both; `None` leaves a place empty."""
+    """Tiles in rows and columns, with names for both; `None` leaves a place empty.
+
+    Attributes:
+        tiles: images, row by row.
+        rows: name of each row.
+        columns: name of each column, or none.
+        down: what the rows are.
+        across: what the columns are.
+        note: what of the whole is not among the tiles.
+    """
 
     tiles: Sequence[Sequence[Array | None]]
     rows: Sequence[str]
     columns: Sequence[str]
     down: str
     across: str
+    note: str = ""
 
 
 def filters(data: PlotData) -> Figure:
@@ -61,14 +80,16 @@ def filters(data: PlotData) -> Figure:
         pairs = [(o, i) for o in range(outs) for i in range(ins)]
         names = [f"{o}" if ins == 1 else f"{o}, {i}" for o, i in pairs]
         across = "filter" if ins == 1 else "filter (output, input)"
-        grid = _over_rows(data, [_pick(a, pairs) for a in arrays], names, across)
-    elif ins == 1:
+        return _draw_grid(data, _over_rows(data, arrays, pairs, names, across))
+    if ins == 1:
         grid = _filled([arrays[0][o, 0] for o in range(outs)], "filter")
-    elif outs <= ins:
-        grid = _table(arrays[0], "output channel", "input channel")
     else:
-        grid = _table(arrays[0].swapaxes(0, 1), "input channel", "output channel")
-    return _draw_grid(data, grid, outs * ins, "filters")
+        named = _kept(data, "O", "output channel"), _kept(data, "I", "input channel")
+        if outs <= ins:
+            grid = _table(arrays[0], *named)
+        else:
+            grid = _table(arrays[0].swapaxes(0, 1), *named[::-1])
+    return _draw_grid(data, grid)
 
 
 def feature_maps(data: PlotData) -> Figure:
@@ -77,20 +98,41 @@ def feature_maps(data: PlotData) -> Figure:
     A single sample fills rows with channels, a single channel with samples; several steps
     give one row each.
     """
-    arrays = _slices(data, "NC")
+    return _draw_grid(data, _maps(data, _slices(data, "NC"), _kept(data, "C", "channel")))
+
+
+def attention(data: PlotData) -> Figure:
+    """Draw weights of attention (sample, head, query, key): samples by heads.
+
+    Without a dim of heads samples fill rows; several steps give one row each.
+    """
+    arrays = tuple(a if a.ndim == 4 else a[:, None] for a in data.only)
+    return _draw_grid(data, _maps(data, arrays, "head"), "in each map queries down, keys across")
+
+
+def _maps(data: PlotData, arrays: Sequence[Array], across: str) -> _Grid:
     samples, channels = arrays[-1].shape[:2]
+    if len(arrays) > 1 and channels == 1:
+        pairs = [(n, 0) for n in range(samples)]
+        return _over_rows(data, arrays, pairs, [f"{n}" for n in range(samples)], "sample")
     if len(arrays) > 1:
         pairs = [(0, c) for c in range(channels)]
-        names = [f"{c}" for c in range(channels)]
-        grid = _over_rows(data, [_pick(a, pairs) for a in arrays], names, "channel")
-        return _draw_grid(data, grid, channels, "channels", "first sample")
+        grid = _over_rows(data, arrays, pairs, [f"{c}" for c in range(channels)], across)
+        note = ", ".join(filter(None, ("first sample", grid.note)))
+        return attrs.evolve(grid, note=note if samples > 1 else grid.note)
     if samples == 1:
-        grid = _filled([arrays[0][0, c] for c in range(channels)], "channel")
-    elif channels == 1:
-        grid = _filled([arrays[0][n, 0] for n in range(samples)], "sample")
-    else:
-        grid = _table(arrays[0], "sample", "channel")
-    return _draw_grid(data, grid, samples * channels, "maps")
+        return _filled([arrays[0][0, c] for c in range(channels)], across)
+    if channels == 1:
+        return _filled([arrays[0][n, 0] for n in range(samples)], "sample")
+    return _table(arrays[0], "sample", across)
+
+
+def _kept(data: PlotData, letter: str, name: str) -> str:
+    """Return what a dim's numbers count: where some were left out, not the tensor's own."""
+    dim = data.letters.find(letter)
+    whole = data.sizes[-1] if data.sizes else ()
+    strided = len(whole) == data.ndim and whole[dim] != data.only[-1].shape[dim]
+    return f"kept {name}" if strided else name
 
 
 def _slices(data: PlotData, channels: str) -> tuple[Array, ...]:
@@ -100,25 +142,30 @@ def _slices(data: PlotData, channels: str) -> tuple[Array, ...]:
     return tuple(a[:, :, a.shape[2] // 2] for a in data.arranged(f"{channels}DHW"))
 
 
-def _pick(array: Array, pairs: Sequence[tuple[int, int]]) -> list[Array | None]:
-    """Return a tile for each pair; records of another size may lack some."""
-    a, b = array.shape[:2]
-    return [array[m, n] if m < a and n < b else None for m, n in pairs[:_ACROSS]]
-
-
 def _over_rows(
-    data: PlotData, tiles: list[list[Array | None]], names: Sequence[str], across: str
+    data: PlotData,
+    arrays: Sequence[Array],
+    pairs: Sequence[tuple[int, int]],
+    names: Sequence[str],
+    across: str,
 ) -> _Grid:
-    shown = evenly(len(tiles), _DOWN)
-    rows = [str(data.steps[n]) for n in shown]
-    return _Grid([tiles[n] for n in shown], rows, names[:_ACROSS], "step", across)
+    """Return one row of tiles, those at `pairs`, per record; a smaller one may lack some."""
+    tiles = [
+        [a[m, n] if m < a.shape[0] and n < a.shape[1] else None for m, n in pairs[:_ACROSS]]
+        for a in arrays
+    ]
+    steps = [str(step) for step in data.steps]
+    note = _of(len(pairs[:_ACROSS]), len(pairs), across.partition(" (")[0])
+    return _Grid(tiles, steps, names[:_ACROSS], "step", across, note)
 
 
 def _table(array: Array, down: str, across: str) -> _Grid:
     rows, columns = min(array.shape[0], _DOWN), min(array.shape[1], _ACROSS)
     tiles = [[array[m, n] for n in range(columns)] for m in range(rows)]
     names = [str(n) for n in range(max(rows, columns))]
-    return _Grid(tiles, names[:rows], names[:columns], down, across)
+    left_out = _of(rows, array.shape[0], down), _of(columns, array.shape[1], across)
+    note = ", ".join(filter(None, left_out))
+    return _Grid(tiles, names[:rows], names[:columns], down, across, note)
 
 
 def _filled(tiles: Sequence[Array], name: str) -> _Grid:
@@ -126,11 +173,17 @@ def _filled(tiles: Sequence[Array], name: str) -> _Grid:
     kept: list[Array | None] = list(tiles[: _ACROSS * _DOWN])
     width = min(_ACROSS, max(1, math.ceil(math.sqrt(2 * len(kept)))))
     rows = [kept[n : n + width] for n in range(0, len(kept), width)]
-    starts = [f"{n * width}…" if len(row) > 1 else f"{n * width}" for n, row in enumerate(rows)]
-    return _Grid(rows, starts, [], name, "")
+    ends = [(n * width, n * width + len(row) - 1) for n, row in enumerate(rows)]
+    names = ["–".join(dict.fromkeys(map(str, pair))) for pair in ends]
+    return _Grid(rows, names, [], name, "", _of(len(kept), len(tiles), name))
 
 
-def _draw_grid(data: PlotData, grid: _Grid, whole: int, what: str, note: str = "") -> Figure:
+def _of(shown: int, whole: int, name: str) -> str:
+    """Return e.g. `"12 of 16 samples"`, nothing where all are shown."""
+    return f"{shown} of {whole} {name}s" if shown < whole else ""
+
+
+def _draw_grid(data: PlotData, grid: _Grid, note: str = "") -> Figure:
     """Draw all tiles in one pair of axes: a hundred axes would take seconds."""
     present = [tile for row in grid.tiles for tile in row if tile is not None and tile.size]
     if not present:
@@ -140,7 +193,8 @@ def _draw_grid(data: PlotData, grid: _Grid, whole: int, what: str, note: str = "
     gap = max(0.3, 0.08 * max(height, width))
     across = max(len(row) for row in grid.tiles)
     wide, high = across * (width + gap), len(grid.tiles) * (height + gap)
-    figure = new_figure(*_inches(across * width / max(width, height), high / wide))
+    inches = _inches(across * width / max(width, height), high / wide, named=bool(grid.columns))
+    figure = new_figure(*inches)
     axes = figure.add_subplot()
     images = [
         show(axes, tile, scale, extent=(x, x + tile.shape[1], y + tile.shape[0], y), aspect="equal")
@@ -151,18 +205,17 @@ def _draw_grid(data: PlotData, grid: _Grid, whole: int, what: str, note: str = "
     axes.set(xlim=(-gap / 2, wide - gap / 2), ylim=(high - gap / 2, -gap / 2))
     _name_tiles(axes, grid, (width + gap, height + gap), (width / 2, height / 2))
     colorbar(figure, images[0], [axes], scale)
-    shown = across if len(data.steps) > 1 else len(images)
-    note = ", ".join(filter(None, (note, "middle slice" if "D" in data.letters else "")))
-    caption(figure, data, note, f"{shown} of {whole} {what}" if shown < whole else "", scale.note)
+    caption(figure, data, note, "middle slice" if "D" in data.letters else "", grid.note,
+            scale.note)  # fmt: skip
     return figure
 
 
-def _inches(tiles: float, ratio: float) -> tuple[float, float]:
+def _inches(tiles: float, ratio: float, *, named: bool) -> tuple[float, float]:
     """Return the size of a figure for so many tiles abreast, `ratio` as high as wide."""
     width = min(8.8, max(3.3, 0.75 * tiles))
     if width * ratio > 9:
         width = max(3.3, 9 / ratio)
-    return width + 1.2, min(9.0, max(0.5, width * ratio)) + 1.3
+    return width + 1.2, min(9.0, max(0.5, width * ratio)) + (1.3 if named else 0.9)
 
 
 def _name_tiles(
@@ -190,8 +243,9 @@ def sequences(data: PlotData) -> Figure:
 
 def matrices(data: PlotData) -> Figure:
     """Draw matrices (out, in) at up to four steps."""
-    letters = data.letters
-    down, across = (_NAMES.get(letter, "") for letter in letters)
+    down, across = (_NAMES.get(letter, "") for letter in data.letters)
+    if data.type.startswith("embedding"):
+        down, across = "entry", "channel"
     return _panels(data, data.only, across, down)
 
 
@@ -199,15 +253,15 @@ def _panels(
     data: PlotData, images: Sequence[Array], across: str, down: str, note: str = ""
 ) -> Figure:
     """Draw one heat map per row side by side, all on one scale."""
-    shown = evenly(len(images), _PANELS)
-    scale = Scale.of([images[n] for n in shown], signed=data.signed)
-    ratio = images[shown[-1]].shape[0] / max(1, images[shown[-1]].shape[1])
-    width = 6.4 if len(shown) == 1 else min(11.0, 3.2 * len(shown))
-    height = min(6.5, max(1.6, (width - 1.2) / len(shown) * ratio)) + 1.2
+    scale = Scale.of(images, signed=data.signed)
+    ratio = images[-1].shape[0] / max(1, images[-1].shape[1])
+    width = 6.4 if len(images) == 1 else min(11.0, 3.2 * len(images))
+    height = min(6.5, max(1.6, (width - 1.2) / len(images) * ratio)) + 1.2
     figure = new_figure(width, height)
-    grid = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    for axes, n in zip(grid, shown, strict=True):
+    grid = figure.subplots(1, len(images), squeeze=False, sharey=True)[0]
+    for n, axes in enumerate(grid):
         last = show(axes, images[n], scale)
+        whole_numbers(axes)
         clean(axes)
         axes.set_xlabel(across)
         write(axes, step_name(data, n))
@@ -257,6 +311,7 @@ def _bars(data: PlotData, values: Array, name: str) -> Figure:
     for place in np.flatnonzero(~np.isfinite(plain)):
         axes.axvspan(place - 0.5, place + 0.5, color="#FF2BD6", alpha=0.6, linewidth=0)
     axes.axhline(0, color=MUTED, linewidth=0.6)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(name)
     clean(axes, grid=True)
     write(axes, step_name(data, 0))
@@ -275,6 +330,7 @@ def _over_steps(
     for axes, rows, name in zip(grid, columns, names, strict=True):
         scale = Scale.of(rows, signed=data.signed) if alone else shared
         image = show(axes, _side_by_side(rows), scale)
+        whole_numbers(axes, columns=False)
         axes.set_ylabel(down)
         clean(axes)
         step_ticks(axes, data, label=axes is grid[-1])

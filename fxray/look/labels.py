@@ -59,6 +59,11 @@ class Look:
     style: str = "rounded"
     thickness: int = 1
 
+    @property
+    def dashed(self) -> bool:
+        """Whether its border says that no module was called."""
+        return "dashed" in self.style
+
 
 _LOOKS = {
     "weights": Look("#e3f0f9", "#0072B2"),
@@ -206,8 +211,14 @@ def _shape_lines(box: Box) -> list[str]:
 
 
 def _badge_row(marks: Mapping[str, str]) -> str:
-    cells = "".join(_pill(kind, marks[kind]) for kind in BADGES if kind in marks)
-    return f'<table border="0" cellborder="0" {_TIGHT}><tr>{cells}</tr></table>'
+    kinds = [kind for kind in BADGES if kind in marks]
+    cells = "".join(_pill(kind, marks[kind]) for kind in kinds)
+    # Fixed too: stretched to the box's width, its pills would stand far apart.
+    width = 3 + sum(3 + _pill_width(_pill_words(kind, marks[kind])) for kind in kinds)
+    return (
+        f'<table border="0" cellborder="0" {_TIGHT} fixedsize="true" width="{width}" height="22">'
+        f"<tr>{cells}</tr></table>"
+    )
 
 
 _TIGHT = 'cellspacing="3" cellpadding="0"'
@@ -216,12 +227,19 @@ _TIGHT = 'cellspacing="3" cellpadding="0"'
 def _pill(kind: str, words: str = "") -> str:
     """Return a cell of fixed size: Graphviz would stretch a free one to the box's width."""
     badge = BADGES[kind]
-    shown = shorten(f"{badge.sign} {words}", 16)
-    width = 12 + 6 * len(shown)
+    shown = _pill_words(kind, words)
     return (
-        f'<td fixedsize="true" width="{width}" height="16" style="rounded"'
+        f'<td fixedsize="true" width="{_pill_width(shown)}" height="16" style="rounded"'
         f' bgcolor="{badge.color}">{text(shown, size=9, color=badge.ink, bold=True)}</td>'
     )
+
+
+def _pill_words(kind: str, words: str) -> str:
+    return shorten(f"{BADGES[kind].sign} {words}", 16)
+
+
+def _pill_width(shown: str) -> int:
+    return 12 + 6 * len(shown)
 
 
 def legend(title: str, summary: str, kinds: Sequence[str]) -> str:
@@ -230,9 +248,9 @@ def legend(title: str, summary: str, kinds: Sequence[str]) -> str:
     shown = [kind for kind in BADGES if kind in kinds]
     if shown:
         # Fixed for the same reason as the pills; about 5.4 points to a letter.
-        width = sum(34 + 6 * len(BADGES[kind].words) for kind in shown)
+        width = sum(48 + 6 * len(BADGES[kind].words) for kind in shown)
         cells = "".join(
-            f'{_pill(kind)}<td align="left">{text(BADGES[kind].words, size=9)}</td>'
+            f'{_pill(kind)}<td align="left">{text(BADGES[kind].words + "  ", size=9)}</td>'
             for kind in shown
         )
         rows.append(

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from fxray.errors import FxrayError, NotSavedError
+from fxray.errors import NotSavedError, PictureError
 
 __all__ = ["Array", "PlotData", "evenly", "numbers"]
 
@@ -52,6 +52,8 @@ class PlotData:
         item: which of several tensors that the op returns, e.g. `"1.0"`.
         selection: name of the selection, e.g. `"NaturalSelection"`.
         sizes: shape per row of the tensor that the selection was given, or empty.
+        kept: how many rows there are of which these were chosen; 0 where these are all.
+        type: type of the op, e.g. `"conv2d"`.
     """
 
     op: str
@@ -65,6 +67,8 @@ class PlotData:
     item: str = ""
     selection: str = ""
     sizes: tuple[tuple[int, ...], ...] = attrs.field(default=(), converter=_shapes)
+    kept: int = 0
+    type: str = ""
 
     def __attrs_post_init__(self) -> None:
         """Check that there are rows, and as many of everything."""
@@ -78,7 +82,7 @@ class PlotData:
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{name} {n}" for name, n in lengths.items())
             msg = f"the rows of {self.title} do not match: {counts}; give one of each per row."
-            raise FxrayError(msg)
+            raise PictureError(msg)
 
     @property
     def title(self) -> str:
@@ -169,7 +173,13 @@ class PlotData:
             steps=[self.steps[n] for n in rows],
             epochs=[self.epochs[n] for n in rows] if self.epochs else (),
             sizes=[self.sizes[n] for n in rows] if self.sizes else (),
+            kept=self.kept if len(rows) == len(self.steps) else 0,
         )
+
+    def thinned(self, limit: int) -> PlotData:
+        """Return at most `limit` rows, evenly chosen; they say of how many."""
+        whole = max(self.kept, len(self.steps))
+        return attrs.evolve(self.at_rows(evenly(len(self.steps), limit)), kept=whole)
 
 
 def numbers(array: Array) -> Array:

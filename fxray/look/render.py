@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxray.errors import FxrayError, MissingExtraError
+from fxray.errors import MissingExtraError, PictureError
 from fxray.look.dot import to_dot
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def save(
         format: one of `FORMATS`; the suffix of `path` says when None.
 
     Raises:
-        FxrayError: a format that is not in `FORMATS`, or Graphviz failed.
+        PictureError: a format that is not in `FORMATS`, or Graphviz failed.
         MissingExtraError: there is no Graphviz; the DOT text is left beside `path`.
     """
     target = Path(path)
@@ -75,7 +75,7 @@ def svg(dot: graphviz.Digraph) -> str:
     """Return the picture of `dot` as an `<svg>` element, for a notebook or a page.
 
     Raises:
-        FxrayError: Graphviz failed.
+        PictureError: Graphviz failed.
         MissingExtraError: there is no Graphviz.
     """
     text = _draw(dot.source, "svg").decode("utf-8")
@@ -98,7 +98,7 @@ def _format(target: Path, given: str | None) -> str:
         what = f"format {given!r}" if given else f"{target.name!r}"
         legal = ", ".join(f".{known}" for known in FORMATS)
         msg = f"cannot save a picture as {what}; end its name in one of {legal}."
-        raise FxrayError(msg)
+        raise PictureError(msg)
     return chosen
 
 
@@ -126,7 +126,7 @@ def _draw(source: str, format: str) -> bytes:  # noqa: A002
             f"Graphviz found no layout within {LAYOUT_SECONDS} s; a smaller depth= folds "
             "more modules, and a path ending in .dot saves the source without a layout."
         )
-        raise FxrayError(msg) from None
+        raise PictureError(msg) from None
     return _checked(done)
 
 
@@ -137,5 +137,5 @@ def _checked(done: subprocess.CompletedProcess[bytes]) -> bytes:
     if done.returncode or faults or not done.stdout:
         last = faults[0] if faults else (said.strip().splitlines() or ["it said nothing"])[-1]
         msg = f"Graphviz failed: {last} Save with the suffix .dot to look at its source."
-        raise FxrayError(msg)
+        raise PictureError(msg)
     return done.stdout

@@ -6,11 +6,12 @@ its true shape and dtype. Nothing here needs the model or the code that trained 
 opening a stranger's run executes nothing of theirs.
 """
 
+from fxray.run.kept import CaptureTable, Kept
 from fxray.run.opening import open_run, runs
 from fxray.run.records import Log, OpRecords
 from fxray.run.run import Run
 from fxray.run.series import Series
-from fxray.run.tables import CaptureTable, Kept, RunList, RunSummary
+from fxray.run.tables import RunList, RunSummary
 
 __all__ = [
     "CaptureTable",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-    from fxray.run.series import Series
+    from fxray.run.rows import Rows
     from fxray.run.sources import Name, Window
     from fxray.store import StoredRun, StreamReader
 
@@ -47,7 +47,7 @@ def extra(module: str) -> Any:
         raise MissingExtraError(msg) from error
 
 
-def stack(series: Series) -> NDArray[Any]:
+def stack(series: Rows) -> NDArray[Any]:
     """Return all records of a single-field series as one array, see `Series.to_numpy`."""
     if series.has_fields:
         msg = (
@@ -103,7 +103,7 @@ class Padded:
     _shapes: Shapes
 
     @classmethod
-    def of(cls, series: Series, field: str, dtype: np.dtype[Any] | None = None) -> Padded:
+    def of(cls, series: Rows, field: str, dtype: np.dtype[Any] | None = None) -> Padded:
         """Return the records of `field`, as `dtype` or else widened, see `_widened`."""
         sources = [source for source in series.sources if source.field == field]
         if len({len(source.info.shape) for source in sources}) > 1:
@@ -250,7 +250,7 @@ def _lazily(block: Block) -> Any:
     return indexing.LazilyIndexedArray(Lazy())
 
 
-def to_xarray(series: Series) -> xr.DataArray | xr.Dataset:
+def to_xarray(series: Rows) -> xr.DataArray | xr.Dataset:
     """Return the series labelled and lazy, see `Series.to_xarray`."""
     library = extra("xarray")
     variables = {}
@@ -277,7 +277,7 @@ def to_xarray(series: Series) -> xr.DataArray | xr.Dataset:
     return array
 
 
-def _columns(series: Series) -> dict[str, NDArray[Any]]:
+def _columns(series: Rows) -> dict[str, NDArray[Any]]:
     return {
         "step": series.steps,
         "epoch": series.epochs,
@@ -288,7 +288,7 @@ def _columns(series: Series) -> dict[str, NDArray[Any]]:
     }
 
 
-def to_pandas(series: Series) -> pd.DataFrame:
+def to_pandas(series: Rows) -> pd.DataFrame:
     """Return single numbers over steps as a table, see `Series.to_pandas`."""
     pandas = extra("pandas")
     if any(source.info.shape for source in series.sources):

@@ -26,7 +26,7 @@ def runs(place: str | os.PathLike[str] | None = None) -> RunList:
         StoreError: it cannot be read, is damaged, or was written by a newer fxray.
     """
     store = open_store(place)
-    return RunList(store.place.name, tuple(map(RunSummary.of, store.runs())))
+    return RunList(store.name, tuple(map(RunSummary.of, store.runs())))
 
 
 def open_run(place: str | os.PathLike[str] | None = None, run: str | None = None) -> Run:
@@ -43,7 +43,7 @@ def open_run(place: str | os.PathLike[str] | None = None, run: str | None = None
     """
     store = open_store(place)
     known = [RunSummary.of(summary) for summary in store.runs()]
-    chosen = _choose(known, run, store.place.name)
+    chosen = _choose(known, run, store.name)
     return Run(store.run(chosen.id))
 
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 
-from fxray.look.plot import plot
-from fxray.look.plotdata import PlotData
+from fxray.look.plot import plot, rule_for
+from fxray.look.plotdata import PlotData, evenly
+from fxray.run.export import Padded
+from fxray.run.rows import Rows
+from fxray.run.words import missing_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
-    from fxray.run.series import Series
+    from fxray.run.sources import Source
 
-__all__ = ["draw"]
-
-RECORDS_DRAWN = 256
-"""Arrays that one picture over steps reads; evenly chosen where there are more."""
+__all__ = ["draw", "plot_data"]
 
 
 def draw(  # noqa: PLR0913  # the choices of one picture
-    series: Series,
+    series: Rows,
     *,
     step: int | None = None,
     steps: Sequence[int] | None = None,
@@ -33,73 +35,146 @@ def draw(  # noqa: PLR0913  # the choices of one picture
 ) -> Figure:
     """Return the picture of `series`, see `Series.plot`."""
     meant = series.in_phase(phase)
-    if isinstance(loss, type(series)):
-        logged = loss.in_phase(phase)
-        loss = logged.steps.tolist(), logged.to_numpy().tolist()
-    data = plot_data(meant, field, [step] if step is not None else steps)
-    drawn = None if field is None or data.fields == {""} else field
-    return plot(data, step=step, steps=steps, field=drawn, loss=loss)
+    name = "loss"
+    if isinstance(loss, Rows):
+        name = loss.title
+        # Numbers are logged where they are computed: a valid picture has the loss of training.
+        logged = loss.in_phase(phase if phase in loss.phases else None)
+        loss = logged.steps.tolist(), _numbers(logged, np.arange(len(logged)), logged.fields[0])
+    wanted = [step] if step is not None else steps
+    data = plot_data(meant, field, wanted)
+    drawn = None if steps is None else list(dict.fromkeys(data.steps))
+    return plot(data, step=step, steps=drawn, loss=loss, loss_name=name)
 
 
 def plot_data(
-    series: Series, field: str | None = None, steps: Sequence[int] | None = None
+    series: Rows, field: str | None = None, steps: Sequence[int] | None = None
 ) -> PlotData:
-    """Return the records of `series` as a plot takes them.
+    """Return the records of `series` as a plot takes them, no more of them than it draws.
 
-    Where an op returns several tensors, those of the first, or of the one that `field` names.
+    Where an op returns several tensors, those of the first, or of the one that `field`
+    names; where it was marked anew, those of the last selection.
+
+    Args:
+        series: within one phase.
+        field: of the selection, or one of the tensors.
+        steps: those to draw; by default what suits the drawing.
+
+    Raises:
+        NotSavedError: nothing was kept at one of the steps; names the nearest.
     """
-    item, names = _fields(series, field)
-    chosen = _chosen(series, steps)
-    rows = [(at, series.record(at)) for at in chosen]
-    records: dict[str, list[Any]] = {name: [] for name in names}
-    kept = []
-    for at, record in rows:
-        # A series narrowed to one field has bare records.
-        values = record if isinstance(record, dict) else dict.fromkeys(names.values(), record)
-        if all(whole in values for whole in names.values()):
-            kept.append(at)
-            for name, whole in names.items():
-                records[name].append(_widened(values[whole]))
+    for step in () if steps is None else steps:
+        if step not in series.steps:
+            nothing = f"no {series.title}"
+            raise missing_step(nothing, step, np.unique(series.steps))
+    among = _chosen(series, field, steps)
+    one = among if field is None else [s for s in among if field in (s.field, s.item)]
+    names = {source.own_field: source.field for source in one}
+    narrowed = len(names) == 1 and (field is not None or not series.has_fields)
+    alone = next(iter(names)) if narrowed else ""
+    drawn = series.among(one)
+    held = np.ones(len(drawn), np.bool_)
+    for name in names.values():
+        held &= _held(drawn, name)
+    rows = np.flatnonzero(held)
+    if steps is not None:
+        rows = rows[np.isin(drawn.steps[rows], steps)]
+    last = _read(drawn, names, rows[-1:])
+    last = last.with_field(alone) if alone else last
+    rule = rule_for(last)
+    if steps is None and not rule.evolves:
+        return last
+    shown = rows[evenly(len(rows), rule.rows or len(rows))]
+    data = attrs.evolve(_read(drawn, names, shown), kept=len(rows))
+    return data.with_field(alone) if alone else data
+
+
+def _chosen(series: Rows, field: str | None, steps: Sequence[int] | None) -> list[Source]:
+    """Return the arrays that one selection filled of one tensor, of those the last to do so."""
+    if field is not None and field not in {source.item for source in series.sources}:
+        series.field(field)  # raises, with the nearest
+    groups: dict[tuple[str, str], list[Source]] = {}
+    for source in series.sources:
+        groups.setdefault((source.item, source.selection_text), []).append(source)
+    fitting = [
+        group
+        for group in groups.values()
+        if field is None or any(field in (source.field, source.item) for source in group)
+    ]
+    candidates = [group for group in fitting if group[0].item == fitting[0][0].item]
+    for group in reversed(candidates):
+        kept = series.among(group).steps
+        if len(kept) if steps is None else np.isin(kept, steps).any():
+            return group
+    return candidates[-1]
+
+
+def _held(series: Rows, field: str) -> NDArray[np.bool_]:
+    """Return at which records of `series` the field has one, shape (record,)."""
+    index = series.index
+    held = np.zeros(len(series), np.bool_)
+    for number, part in enumerate(index.parts):
+        mine = [n for n, source in enumerate(part.sources) if source.field == field]
+        here = index.part == number
+        present: NDArray[np.bool_] = np.any(part.present[mine], axis=0)
+        held[here] = present[index.place[here]]
+    return held
+
+
+def _read(series: Rows, names: dict[str, str], rows: NDArray[np.int64]) -> PlotData:
+    """Return the records number `rows` of the fields `names`: what the plot calls them, and we."""
+    records: dict[str, Any] = {name: [] for name in names}
+    if all(not source.info.shape for source in series.sources):
+        # One read for all: one for each of ten thousand numbers takes seconds.
+        records = {name: _numbers(series, rows, field) for name, field in names.items()}
+    else:
+        for at in rows.tolist():
+            values = series.record(at)
+            for name, field in names.items():
+                one = values[field] if isinstance(values, dict) else values
+                records[name].append(one.astype(np.float32) if one.dtype.kind == "V" else one)
     return PlotData(
         op=series.op or "log",
         kind=series.kind,
         records=records,
-        steps=series.steps[kept],
-        epochs=series.epochs[kept],
-        phase=str(series.phases[0]),
-        axes=series.axes,
+        steps=series.steps[rows],
+        epochs=series.epochs[rows],
+        phase=str(series.phases[rows[0]]) if len(rows) else "",
+        axes=_axes(series),
         parameter=series.parameter,
-        item=item,
-        selection=str(series.selection.get("name", "")).rpartition(".")[2],
+        item=series.sources[0].item,
+        selection=series.sources[0].selection_name,
+        sizes=_sizes(series, rows),
+        type=series.type,
     )
 
 
-def _fields(series: Series, field: str | None) -> tuple[str, dict[str, str]]:
-    """Return the item drawn, and its fields: as the selection calls them, as the series does."""
-    if field is not None:
-        series.field(field)
-    by_item: dict[str, dict[str, str]] = {}
-    for source in series.sources:
-        given = source.info.attributes
-        fields = by_item.setdefault(str(given.get("item", "")), {})
-        fields[str(given.get("field", ""))] = source.field
-    for item, fields in by_item.items():
-        if field is None or field in fields.values():
-            return item, fields
-    return next(iter(by_item.items()))
+def _axes(series: Rows) -> str:
+    """Return the axes of the records; those of a recurrent state are no sequence."""
+    state = series.sources[0].item.startswith("1")
+    if state and series.type.startswith(("lstm", "gru", "rnn")):
+        return "SNC"  # layers stacked, samples, channels
+    return series.axes
 
 
-def _chosen(series: Series, steps: Sequence[int] | None) -> list[int]:
-    """Return the numbers of the records to draw."""
-    every = np.arange(len(series))
-    if steps is not None and np.isin(series.steps, steps).any():
-        every = every[np.isin(series.steps, steps)]
-    single = all(not source.info.shape for source in series.sources)
-    if len(every) > RECORDS_DRAWN and not single:
-        every = every[np.linspace(0, len(every) - 1, RECORDS_DRAWN).round().astype(int)]
-    chosen: list[int] = every.tolist()
-    return chosen
+def _numbers(series: Rows, rows: NDArray[np.int64], field: str) -> NDArray[Any]:
+    return Padded.of(series, field).read((rows,))
 
 
-def _widened(values: Any) -> Any:
-    return values.astype(np.float32) if values.dtype.kind == "V" else values
+def _sizes(series: Rows, rows: NDArray[np.int64]) -> list[tuple[int, ...]]:
+    """Return what each record was selected from; nothing for logged numbers, or if unknown."""
+    if series.sources[0].is_log:
+        return []
+    index = series.index
+    sizes: dict[tuple[int, int], list[tuple[int, ...] | None]] = {}
+    found = []
+    for at in rows.tolist():
+        number, place = int(index.part[at]), index.place[at]
+        part = index.parts[number]
+        having = int(part.present[:, place].argmax())
+        if (number, having) not in sizes:
+            source = part.sources[having]
+            sizes[number, having] = source.reader.sizes(source.info.name)
+        found.append(sizes[number, having][int(part.rows[place])])
+    known = [size for size in found if size is not None]
+    return known if len(known) == len(found) else []

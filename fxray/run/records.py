@@ -10,6 +10,7 @@ import attrs
 from fxray.errors import NotSavedError, UnknownNameError, nearest
 from fxray.run.series import Series
 from fxray.run.sources import LOG, Name
+from fxray.run.words import why_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,7 @@ class OpRecords:
     parameters: Mapping[str, tuple[str, str]]
     _series: Callable[[Name], Series | None]
     _kept: tuple[Name, ...]
+    _notes: tuple[str, ...] = ()
 
     @property
     def output(self) -> Series:
@@ -97,7 +99,8 @@ class OpRecords:
             raise UnknownNameError(msg)
         series = self._series((self.returns[0], kind, "")) if self.returns else None
         if series is None:
-            raise self._nothing(kind)
+            path = self.returns[0] if self.returns else self.name
+            raise self._nothing(kind, why_nothing(self._notes, path, kind))
         return series
 
     def _of_parameter(self, kind: str, name: str) -> Series:
@@ -110,18 +113,20 @@ class OpRecords:
         series = self._series((op, kind, parameter))
         if series is None:
             what = f"{kind}, parameter {name!r},"
-            raise self._nothing(what)
+            raise self._nothing(what, why_nothing(self._notes, op, kind))
         return series
 
-    def _nothing(self, what: str) -> NotSavedError:
+    def _nothing(self, what: str, why: str) -> NotSavedError:
         kept = ", ".join(self.kinds)
         rest = f"kept of it: {kept}" if kept else "nothing of it was; run.captures() lists all"
-        return NotSavedError(f"{what} of {self.name!r} was not kept; {rest}")
+        because = f": {why}" if why else ""
+        return NotSavedError(f"{what} of {self.name!r} was not kept{because}; {rest}")
 
     def _shown(self, name: Name) -> str:
         op, kind, parameter = name
         below = "" if op == self.name else op.removeprefix(f"{self.name}.")
-        return ".".join(filter(None, (below, kind, parameter)))
+        other = parameter if parameter != "weight" else ""
+        return ".".join(filter(None, (below, kind, other)))
 
     def __repr__(self) -> str:
         lines = [f"{self.name}: {'nothing was kept' if not self._kept else ''}".rstrip(": ")]
@@ -133,6 +138,7 @@ def find(
     name: str,
     kept: tuple[Name, ...],
     series: Callable[[Name], Series | None],
+    notes: tuple[str, ...] = (),
 ) -> OpRecords:
     """Return what `kept` holds of the op or module called `name`.
 
@@ -141,6 +147,7 @@ def find(
         name: path, type key or fx name of an op, or path of a module.
         kept: every series there is.
         series: gives one of them.
+        notes: what the recorder had to say of the run.
 
     Raises:
         UnknownNameError: neither op nor module is called that; names the nearest.
@@ -149,7 +156,7 @@ def find(
         path = architecture.resolve(name) if name in architecture else name
         parameters = _own_parameters(architecture, path, kept)
         mine = tuple(entry for entry in kept if entry[0] == path)
-        return OpRecords(path, (path,), parameters, series, mine)
+        return OpRecords(path, (path,), parameters, series, mine, notes)
     module = name.partition("@")[0]
     if name not in architecture.returns and module not in architecture.modules:
         raise architecture.unknown(name)
@@ -163,7 +170,7 @@ def find(
             parameters.setdefault(below, (path, parameter))
     mine = tuple(entry for entry in kept if entry[0] in inside)
     returns = tuple(architecture.returns.get(name, ()))
-    return OpRecords(name, returns, parameters, series, mine)
+    return OpRecords(name, returns, parameters, series, mine, notes)
 
 
 def _own_parameters(

@@ -10,11 +10,13 @@ import numpy as np
 from fxray.architecture import Architecture
 from fxray.errors import StoreError
 from fxray.run import export
-from fxray.run.answers import distinct, missing_step
+from fxray.run.extent import Extents, coords_of
+from fxray.run.kept import CaptureTable, KeptTogether, kept_of, summary
 from fxray.run.records import Log, OpRecords, find
 from fxray.run.series import Series
-from fxray.run.sources import LOG, Name, Window, catalogue
-from fxray.run.tables import CaptureTable, RunSummary, human_bytes, kept_rows, tags_text
+from fxray.run.sources import LOG, Name, Source, Window, catalogue
+from fxray.run.tables import RunSummary, human_bytes, tags_text
+from fxray.run.words import distinct, missing_step
 
 if TYPE_CHECKING:
     import os
@@ -122,7 +124,7 @@ class Run:
         Raises:
             UnknownNameError: neither op nor module is called that; names the nearest.
         """
-        return find(self.architecture, name, self._names(), self._series)
+        return find(self.architecture, name, self._names(), self._series, self.notes)
 
     @property
     def log(self) -> Log:
@@ -185,7 +187,7 @@ class Run:
 
     def captures(self) -> CaptureTable:
         """Return what was kept, a row for each array, in the order of the graph."""
-        return CaptureTable(tuple(row for series in self._all() for row in kept_rows(series)))
+        return CaptureTable.of(self._kept())
 
     def refresh(self) -> Run:
         """Look again at what is committed by now, and return the run itself."""
@@ -234,22 +236,25 @@ class Run:
     def badges(self) -> dict[str, dict[str, str]]:
         """Return by op and kind how often it was kept, e.g. `{"relu": {"output": "×12"}}`."""
         counts: dict[str, dict[str, int]] = {}
+        extents = Extents(self._windows)
         for series in self._all():
-            if series:
+            # What was marked anew was kept by one selection after the other.
+            count = sum(one.records for one in kept_of(series, extents))
+            if count:
                 kinds = counts.setdefault(series.op, {})
-                kinds[series.kind] = max(kinds.get(series.kind, 0), len(series))
+                kinds[series.kind] = max(kinds.get(series.kind, 0), count)
         return {op: {kind: f"×{n}" for kind, n in kinds.items()} for op, kinds in counts.items()}
 
     def __str__(self) -> str:
-        table = self.captures()
-        lines = [*self._heading(table), "", table.text(_ROWS_SHOWN), *self._footing()]
+        kept = self._kept()
+        lines = [*self._heading(kept), "", summary(kept, _ROWS_SHOWN), *self._footing()]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         named = f" {self.name!r}" if self.name else ""
         return f"<Run {self.id}{named}: {len(self._names())} series; print(run) says more>"
 
-    def _heading(self, table: CaptureTable) -> list[str]:
+    def _heading(self, kept: list[KeptTogether]) -> list[str]:
         summary, model = self.summary, self.summary.model
         parameters = model.get("parameters")
         count = f", {parameters:,} parameters" if isinstance(parameters, int) else ""
@@ -260,9 +265,9 @@ class Run:
         ]
         if summary.tags:
             lines.append(f"tags {tags_text(summary.tags)}")
-        return [*lines, self._extent(table)]
+        return [*lines, self._extent(kept)]
 
-    def _extent(self, table: CaptureTable) -> str:
+    def _extent(self, kept: list[KeptTogether]) -> str:
         """Say which steps, epochs, batches and phases there are, and how large it all is."""
         rows = self._rows()
         if not rows:
@@ -277,7 +282,8 @@ class Run:
         return (
             f"steps {span('step')} ({len(self.steps)} kept), epochs {span('epoch')}, "
             f"batches {span('batch')}, phases {', '.join(phases)}; "
-            f"{table.records} records, {human_bytes(table.nbytes)}"
+            f"{sum(one.records for one in kept):,} records, "
+            f"{human_bytes(sum(one.nbytes for one in kept))}"
         )
 
     def _footing(self) -> list[str]:
@@ -304,6 +310,11 @@ class Run:
     def _all(self) -> list[Series]:
         return [series for name in self._names() if (series := self._series(name)) is not None]
 
+    def _kept(self) -> list[KeptTogether]:
+        """Return what was kept, one for each selection of each kind of each op."""
+        extents = Extents(self._windows)
+        return [one for series in self._all() for one in kept_of(series, extents)]
+
     def _series(self, name: Name) -> Series | None:
         by_rank = self._sources.get(name)
         if by_rank is None or not self._meant(name):
@@ -314,13 +325,11 @@ class Run:
 
     def _rows(self) -> list[Mapping[str, NDArray[Any]]]:
         """Return the coordinates of what was kept, stream by stream, where there is any."""
-        streams: dict[str, Series] = {}
+        streams: dict[str, list[Source]] = {}
         for series in self._all():
             for source in series.sources:
-                whole = source.reader.whole(source.info.name)
-                # One array that misses nothing says it for its stream; else each is asked.
-                streams.setdefault(source.stream if whole else source.info.name, series)
-        found = [part.coords for series in streams.values() for part in series.index.parts]
+                streams.setdefault(source.stream, []).append(source)
+        found = [coords_of(sources, self._windows) for sources in streams.values()]
         return [coords for coords in found if len(coords["step"])]
 
     def _matching(self, pattern: str) -> frozenset[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -38,12 +39,12 @@ class Source:
     reader: StreamReader
     info: ArrayInfo
 
-    @property
+    @cached_property
     def is_log(self) -> bool:
         """Whether it holds numbers that the user logged."""
         return self.reader.attributes.get("moment") == LOG or self.stream.startswith("log.")
 
-    @property
+    @cached_property
     def name(self) -> Name:
         """Op path, kind and parameter."""
         if self.is_log:
@@ -52,13 +53,36 @@ class Source:
         op, kind, parameter = (str(given.get(name, "")) for name in ("op", "kind", "parameter"))
         return op, kind, parameter
 
-    @property
+    @cached_property
     def field(self) -> str:
         """Which of several tensors, which field of it: `""`, `"mean"`, `"1.0"`, `"1.0.mean"`."""
-        if self.is_log:
-            return ""
-        given = self.info.attributes
-        return ".".join(filter(None, (str(given.get("item", "")), str(given.get("field", "")))))
+        return ".".join(filter(None, (self.item, self.own_field)))
+
+    @property
+    def item(self) -> str:
+        """Which of several tensors that the op returns, `""` for the only one."""
+        return "" if self.is_log else str(self.info.attributes.get("item", ""))
+
+    @property
+    def own_field(self) -> str:
+        """The field as the selection calls it, `""` where it gives a single tensor."""
+        return "" if self.is_log else str(self.info.attributes.get("field", ""))
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """`name` and `settings` of the selection that filled it; empty where unknown."""
+        selection = self.info.attributes.get("selection", {})
+        return dict(selection) if isinstance(selection, dict) else {"name": str(selection)}
+
+    @property
+    def selection_name(self) -> str:
+        """Name of the class of the selection, e.g. `"Stats"`."""
+        return str(self.selection.get("name", "")).rpartition(".")[2]
+
+    @cached_property
+    def selection_text(self) -> str:
+        """The selection, settings and all: the same text for what one selection filled."""
+        return repr(sorted(self.selection.items()))
 
     @property
     def rank(self) -> int:

@@ -18,9 +18,12 @@ Rows are appended to memory and written in whole chunks; a commit writes what is
 for all of it, and then replaces the stream's zarr.json, which says how many rows there are.
 That one write is atomic, so a reader sees whole rows or none of them, whenever it looks and
 whatever became of the writer. `protocol` says what a store must do, `layout` how this one
-lays it out, `zarr` is the store itself.
+lays it out, `zarr` is the store itself; `memory` is the one for a first look, which lasts as
+long as the process.
 """
 
+from fxray.store.memory import MemoryStore
+from fxray.store.opening import open_store
 from fxray.store.protocol import (
     ArrayInfo,
     ArrayView,
@@ -31,11 +34,12 @@ from fxray.store.protocol import (
     StreamReader,
     StreamWriter,
 )
-from fxray.store.zarr import ZarrStore, open_store
+from fxray.store.zarr import ZarrStore
 
 __all__ = [
     "ArrayInfo",
     "ArrayView",
+    "MemoryStore",
     "Record",
     "Row",
     "Store",

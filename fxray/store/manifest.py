@@ -11,7 +11,7 @@ import numpy as np
 
 from fxray.errors import StoreError
 from fxray.store.layout import COORDINATES, FORMAT, ArrayLayout, is_safe
-from fxray.store.place import to_json
+from fxray.store.plain import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

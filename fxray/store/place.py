@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -15,15 +14,15 @@ import attrs
 import tensorstore as ts
 
 from fxray.errors import StoreError
+from fxray.store.plain import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Place", "check_process", "open_place", "to_json"]
+__all__ = ["Place", "check_process", "open_place"]
 
 DOCUMENT = "zarr.json"
 READ_CACHE_BYTES = 64 << 20
-_SPELLED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
 
@@ -31,7 +30,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 def _contexts() -> tuple[int, ts.Context, ts.Context]:
     """Return the process that made them, the context to write with and the one to read with.
 
-    One pair per process: `memory://` lives in the context and must be found again.
+    One pair per process: its limits and its cache are for all stores together.
     """
     write = ts.Context(
         {
@@ -41,7 +40,6 @@ def _contexts() -> tuple[int, ts.Context, ts.Context]:
             "file_io_concurrency": {"limit": 4},
             "data_copy_concurrency": {"limit": 2},
             "cache_pool": {"total_bytes_limit": 0},
-            "memory_key_value_store": {},
         }
     )
     read = ts.Context({"cache_pool": {"total_bytes_limit": READ_CACHE_BYTES}}, parent=write)
@@ -67,24 +65,22 @@ def check_process() -> None:
 
 @attrs.frozen
 class Place:
-    """A folder of documents and arrays, on a file system or in memory.
+    """A folder of documents and arrays.
 
     Attributes:
         name: how the user called it, for messages.
-        driver: TensorStore's kvstore driver, `"file"` or `"memory"`.
         path: its path, ending in `/`.
     """
 
     name: str
-    driver: str
     path: str
 
     def __truediv__(self, key: str) -> Place:
-        return Place(f"{self.name.rstrip('/')}/{key}", self.driver, f"{self.path}{key}/")
+        return Place(f"{self.name.rstrip('/')}/{key}", f"{self.path}{key}/")
 
     def spec(self) -> dict[str, Any]:
         """Return TensorStore's kvstore spec."""
-        return {"driver": self.driver, "path": self.path}
+        return {"driver": "file", "path": self.path}
 
     def keys(self, prefix: str) -> list[str]:
         """Return every key below `prefix`, the prefix included."""
@@ -194,58 +190,24 @@ class Place:
         return ts.KvStore.open(self.spec(), context=_contexts()[1]).result()
 
 
-def open_place(place: str | os.PathLike[str] | Place | None) -> Place:
-    """Return the place that the user means: a path, `file://…`, `memory://…`, None for memory.
+def open_place(place: str | os.PathLike[str]) -> Place:
+    """Return the folder that the user means: a path or `file://…`.
 
     Nothing is touched yet.
 
     Raises:
         StoreError: a scheme that is not supported.
     """
-    if isinstance(place, Place):
-        return place
-    text = "memory://" if place is None else os.fspath(place)
+    text = os.fspath(place)
     scheme = _SCHEME.match(text)
     if scheme is None:
         path = Path(text).expanduser().absolute().as_posix()
-        return Place(text, "file", f"{os.path.normpath(path)}/")
-    kind, rest = scheme[1].lower(), text[scheme.end() :]
-    if kind == "memory":
-        return Place(text, "memory", f"{rest.strip('/')}/" if rest.strip("/") else "")
-    if kind == "file":
+        return Place(text, f"{os.path.normpath(path)}/")
+    if scheme[1].lower() == "file":
         url = urlsplit(text)
         if url.netloc not in ("", "localhost"):
             msg = f"{text!r} names a host; a local file URL has three slashes: file:///…"
             raise StoreError(msg)
-        return Place(text, "file", f"{os.path.normpath(unquote(url.path))}/")
+        return Place(text, f"{os.path.normpath(unquote(url.path))}/")
     msg = f"cannot store at {text!r}; this fxray takes a path, file://… and memory://…"
     raise StoreError(msg)
-
-
-def to_json(document: Any) -> str:
-    """Return `document` as strict JSON.
-
-    Numbers that JSON lacks become `"NaN"`, `"Infinity"`, `"-Infinity"`, as zarr spells them;
-    scalars of numpy and torch become numbers, anything else its `str`.
-
-    >>> to_json({"lr": float("inf"), "shape": (1, 2)})
-    '{"lr":"Infinity","shape":[1,2]}'
-    """
-    try:
-        return json.dumps(document, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError):
-        return json.dumps(_plain(document), separators=(",", ":"), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else _SPELLED[str(value)]
-    if isinstance(value, dict):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(entry) for entry in value]
-    if callable(getattr(value, "item", None)) and getattr(value, "size", None) == 1:
-        return _plain(value.item())
-    return str(value)

@@ -93,7 +93,7 @@ class ArrayView(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(row, *record)`, the record dims as wide as the widest record."""
+        """`(row, *record)`: what the nominal shape and every record fit into."""
         ...
 
     @property
@@ -207,6 +207,11 @@ class StoredRun(Protocol):
 @runtime_checkable
 class Store(Protocol):
     """A place for the arrays of many runs."""
+
+    @property
+    def name(self) -> str:
+        """How the user called the place, for messages."""
+        ...
 
     def begin_run(
         self, run_id: str, attributes: Mapping[str, Any], graph: Mapping[str, Any]

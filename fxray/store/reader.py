@@ -9,9 +9,10 @@ import attrs
 import numpy as np
 import tensorstore as ts
 
-from fxray.errors import NotSavedError, StoreError, UnknownNameError, nearest
+from fxray.errors import StoreError
 from fxray.store.layout import COORDINATES, MISSING, ROW_LIMIT, decode_shape, dtype_of
 from fxray.store.manifest import Manifest, parse_manifest
+from fxray.store.refusals import check_row, declared, no_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,14 +137,11 @@ class ZarrReader:
             NotSavedError: the array has no record at that row.
         """
         info = self._info(name)
-        if not 0 <= row < self.rows:
-            msg = f"{self._place.name} has {self.rows} rows, none of number {row}"
-            raise NotSavedError(msg)
+        check_row(row, self.rows, self._place.name)
         key = self._keys[name]
         shape = self._row_shape(key, info, row)
         if shape is None:
-            msg = f"array {name!r} has no record at row {row} of {self._place.name}"
-            raise NotSavedError(msg)
+            raise no_record(name, row, self._place.name)
         values = _wait(self._handle(key)[row].read(), f"{self._place.name}/{key}")
         if values.shape != shape:
             values = values[tuple(map(slice, shape))].copy()
@@ -163,9 +161,16 @@ class ZarrReader:
         """
         info = self._info(name)
         key = self._keys[name]
-        shape = (self.rows, *self._manifest.layouts[key].record)
+        shape = (self.rows, *self._widest(key, info))
         where = f"{self._place.name}/{key}"
         return ZarrView(shape, dtype_of(info.dtype).numpy, self._handle(key), where)
+
+    def _widest(self, key: str, info: ArrayInfo) -> tuple[int, ...]:
+        # What is stored ends with a whole chunk, which may be wider than any record.
+        companion = self._companion(key, "shape")
+        if companion is None or not len(companion) or not info.shape:
+            return info.shape
+        return tuple(np.maximum(companion.max(axis=0), info.shape).tolist())
 
     def present(self, name: str) -> NDArray[np.bool_]:
         """Return at which rows array `name` has a record, shape (row,)."""
@@ -206,13 +211,7 @@ class ZarrReader:
         return self._manifest != before
 
     def _info(self, name: str) -> ArrayInfo:
-        info = self._arrays.get(name)
-        if info is None:
-            close = nearest(name, self._arrays)
-            hint = f"nearest: {', '.join(map(repr, close))}" if close else "it has none like it"
-            msg = f"stream {self._place.name} has no array {name!r}; {hint}"
-            raise UnknownNameError(msg)
-        return info
+        return declared(self._arrays, name, self._place.name)
 
     def _companion(self, key: str, role: str) -> NDArray[Any] | None:
         companion = f"{key}!{role}"

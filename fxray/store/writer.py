@@ -20,6 +20,7 @@ from fxray.store.layout import (
 )
 from fxray.store.manifest import manifest_text
 from fxray.store.place import check_process
+from fxray.store.refusals import check_record, check_same, closed, taken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,8 +144,7 @@ class ZarrWriter:
         coordinates = [coordinate(name) for name in COORDINATES]
         columns = [Column(self._place, layout, 0) for layout in coordinates]
         if not self._place.write_text(self._manifest(0, columns), create=True):
-            msg = f"{self._place.name} holds a stream already; a stream has one writer"
-            raise StoreError(msg)
+            raise taken(self._place.name)
         for column in columns:
             self._add(column)
         self._step, self._epoch, self._batch, self._call, self._phase, self._time = columns
@@ -169,12 +169,7 @@ class ZarrWriter:
             self._check()
             known = self._records.get(info.name)
             if known is not None:
-                if known.info != info:
-                    msg = (
-                        f"array {info.name!r} of stream {self._name!r} was declared as "
-                        f"{known.info}, now as {info}; declare it under another name"
-                    )
-                    raise StoreError(msg)
+                check_same(self._name, known.info, info)
                 return
             layout = record_layout(info, self._room // 8)
             column = Column(self._place, layout, dtype_of(info.dtype).fill_value)
@@ -205,7 +200,9 @@ class ZarrWriter:
                 self.dropped += 1
                 return
             for name, record in records.items():
-                self._check_record(name, record)
+                known = self._records.get(name)
+                declared = None if known is None else (known.info, known.raw)
+                check_record(self._name, name, declared, record)
             at = self.rows
             for name, record in records.items():
                 self._put(self._records[name], at, record)
@@ -219,22 +216,6 @@ class ZarrWriter:
                         self._flush(column, at)
         if self._pending.nbytes > self._pending_bytes:
             self._pending.wait_below(self._pending_bytes)
-
-    def _check_record(self, name: str, record: Record) -> None:
-        known = self._records.get(name)
-        if known is None:
-            msg = f"array {name!r} of stream {self._name!r} was not declared"
-            raise StoreError(msg)
-        values = record.values
-        if values.dtype != known.raw:
-            msg = f"array {name!r} takes {known.raw} for {known.info.dtype}, not {values.dtype}"
-            raise StoreError(msg)
-        if values.ndim != len(known.info.shape):
-            msg = (
-                f"array {name!r} was declared with records of shape {known.info.shape}; one of "
-                f"shape {values.shape} has another number of dims. Declare it under another name"
-            )
-            raise StoreError(msg)
 
     def _put(self, known: _RecordColumn, at: int, record: Record) -> None:
         shape = record.values.shape
@@ -360,8 +341,7 @@ class ZarrWriter:
         if os.getpid() != self._pid:
             check_process()
         if self._closed:
-            msg = f"stream {self._name!r} at {self._place.name} is closed"
-            raise StoreError(msg)
+            raise closed(self._name, self._place.name)
         if self._pending.error is not None and not self._failed:
             self._failed = True
             msg = (

@@ -8,22 +8,20 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fxray.errors import NotARunError, StoreError
+from fxray.store.catalog import SUMMARY, oldest_first, summary
 from fxray.store.layout import FORMAT, group, is_safe, safe_key
 from fxray.store.manifest import check_format
-from fxray.store.place import Place, open_place
 from fxray.store.reader import ZarrReader
+from fxray.store.refusals import check_run_id
 from fxray.store.writer import ZarrWriter
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
+    from fxray.store.place import Place
     from fxray.store.protocol import StreamReader
 
-__all__ = ["ZarrRun", "ZarrStore", "open_store"]
-
-SUMMARY = ("id", "name", "started", "finished", "tags", "model")
-"""Attributes of a run that its entry in the catalog repeats."""
+__all__ = ["ZarrRun", "ZarrStore"]
 
 
 class ZarrRun:
@@ -116,6 +114,11 @@ class ZarrStore:
         self.place = place
         self._lock = threading.Lock()
 
+    @property
+    def name(self) -> str:
+        """How the user called the place, for messages."""
+        return self.place.name
+
     def __repr__(self) -> str:
         return f"<ZarrStore at {self.place.name}>"
 
@@ -133,9 +136,7 @@ class ZarrStore:
             StoreError: the place cannot be written or holds something else, or the id is
                 taken or cannot be a folder's name.
         """
-        if safe_key(run_id) != run_id:
-            msg = f"run id {run_id!r} cannot name a folder everywhere; use a-z, 0-9, _, - and ."
-            raise StoreError(msg)
+        check_run_id(run_id)
         self._begin_root()
         run = self.place / run_id
         own = {"format": FORMAT, "run": run_id}
@@ -157,8 +158,7 @@ class ZarrStore:
         (self.place / "catalog").write(group({}), create=True)
 
     def _enter(self, run_id: str, attributes: Mapping[str, Any]) -> None:
-        summary = {name: attributes.get(name) for name in SUMMARY}
-        (self.place / "catalog" / run_id).write(group({**summary, "id": run_id}))
+        (self.place / "catalog" / run_id).write(group(summary(run_id, attributes)))
 
     def update_run(self, run_id: str, attributes: Mapping[str, Any]) -> None:
         """Replace the named attributes of a run, in its entry in the catalog too.
@@ -191,7 +191,7 @@ class ZarrStore:
                 where = self.place / "catalog" / parts[1]
                 entry = where.attributes() or {}
                 summaries.append({**dict.fromkeys(SUMMARY), **entry, "id": parts[1]})
-        return sorted(summaries, key=lambda entry: (str(entry["started"] or ""), entry["id"]))
+        return oldest_first(summaries)
 
     def run(self, run_id: str) -> ZarrRun:
         """Return a run to read.
@@ -241,21 +241,3 @@ class ZarrStore:
 
     def _check_root(self, attributes: Mapping[str, Any]) -> None:
         check_format(attributes, f"{self.place.name}/zarr.json")
-
-
-def open_store(place: str | os.PathLike[str] | Place | None = None) -> ZarrStore:
-    """Return the store at `place`; nothing is touched yet.
-
-    Args:
-        place: a path, `file://…`, `memory://name`; None is `memory://`, which lasts as long
-            as the process and is the same for everyone in it.
-
-    Raises:
-        StoreError: a scheme that is not supported.
-
-    >>> store = open_store("memory://doctest")
-    >>> store.begin_run("8f3a", {"name": "baseline"}, {})
-    >>> [run["name"] for run in store.runs()]
-    ['baseline']
-    """
-    return ZarrStore(open_place(place))

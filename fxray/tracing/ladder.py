@@ -85,9 +85,10 @@ def trace_model(
 
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
-        kind = model.__qualname__ if isinstance(model, type) else type(model).__qualname__
-        hint = f"; pass an instance: {kind}(…)" if isinstance(model, type) else ""
-        msg = f"fxray traces a torch.nn.Module, and this is a {kind}{hint}"
+        what = f"a {type(model).__qualname__}"
+        if isinstance(model, type):
+            what = f"the class {model.__qualname__}; pass an instance: {model.__qualname__}(…)"
+        msg = f"fxray traces a torch.nn.Module, and this is {what}"
         raise TypeError(msg)
     if getattr(model, "_orig_mod", None) is not None:
         msg = "this model is compiled; trace the model itself, then compile what rewrite() gives"

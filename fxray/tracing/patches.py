@@ -18,8 +18,6 @@ from fxray.tracing import runtime
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fxray.tracing.execution import GraphWriter
-
 
 class Writer(Protocol):
     """What the patches that both front ends share ask of a writer."""
@@ -56,6 +54,18 @@ SKIPPED_FILES = (
     *("<fxray graph", "<eval_with_key", "<frozen ", "<attrs "),
 )
 """How the files begin whose frames are not the user's; a notebook's cells are theirs."""
+
+
+class ExecutionWriter(Writer, Protocol):
+    """What tracing by execution is asked beside."""
+
+    def call_module(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
+        """Run a module: a leaf as one node, another by tracing through it."""
+        ...
+
+    def call_function(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function and write it as one node."""
+        ...
 
 
 def user_line() -> tuple[str, int]:
@@ -100,7 +110,7 @@ def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def patched(writer: GraphWriter) -> Iterator[None]:
+def patched(writer: ExecutionWriter) -> Iterator[None]:
     """Replace, for the length of a trace, what does not reach a `TorchFunctionMode`."""
     with contextlib.ExitStack() as stack:
         for patch in (_modules, _functions, _scripted, _len, _autocast, _refused):
@@ -123,7 +133,7 @@ def patched_contexts(writer: Writer) -> Iterator[None]:
 _Patch = tuple[Any, str, Any]
 
 
-def _modules(writer: GraphWriter) -> Iterator[_Patch]:
+def _modules(writer: ExecutionWriter) -> Iterator[_Patch]:
     original = nn.Module.__call__
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -163,7 +173,7 @@ def _scripted(writer: Writer) -> Iterator[_Patch]:
     yield torch.jit.ScriptFunction, "__call__", call
 
 
-def _len(writer: GraphWriter) -> Iterator[_Patch]:
+def _len(writer: ExecutionWriter) -> Iterator[_Patch]:
     original = builtins.len
 
     def traced_len(sized: Any) -> int:
@@ -244,7 +254,7 @@ def _refused(writer: Writer) -> Iterator[_Patch]:
 
 
 @contextlib.contextmanager
-def _wrapped(writer: GraphWriter) -> Iterator[None]:
+def _wrapped(writer: ExecutionWriter) -> Iterator[None]:
     """Make one node of each function registered with `torch.fx.wrap`."""
 
     def traced(function: Callable[..., Any]) -> Callable[..., Any]:

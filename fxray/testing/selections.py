@@ -1,4 +1,4 @@
-"""What checks the classes of those who extend fxray: subclass, name yours, run pytest."""
+"""The laws of a selection."""
 
 # ruff: noqa: S101 - asserting is what these classes are for
 
