@@ -8,6 +8,7 @@ import datetime as dt
 import os
 import platform
 import secrets
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from fxray.capture.node import connect, disconnect, receiver_of
 from fxray.capture.progress import shown
 from fxray.capture.steps import Steps
 from fxray.capture.tally import Tally
-from fxray.errors import RecordError, StoreError
+from fxray.errors import FxrayWarning, RecordError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -203,7 +204,8 @@ class Recorder:
             msg = f"run {self.id} could not be written to its end: {self._error}"
             raise StoreError(msg) from self._error
         if empty:
-            self._tally.say("; ".join(empty) + ". The run's notes name them all")
+            text = f"{'; '.join(empty)}. The run's notes name them all"
+            warnings.warn(text, FxrayWarning, stacklevel=2)
 
     def __enter__(self) -> Recorder:  # noqa: PYI034 - Self would hide the name in the docs
         return self

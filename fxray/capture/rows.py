@@ -92,9 +92,7 @@ class Stream:
         self.key = key
         self._store, self._run_id = store, run_id
         self._writer: StreamWriter | None = None
-        self._names: dict[int, str] = {}
-        self._named: list[ArrayInfo] = []  # keeps alive whose id is in `_names`
-        self._declared: dict[str, ArrayInfo] = {}
+        self._names: dict[ArrayInfo, str] = {}
         self._open: collections.deque[OpenRow] = collections.deque()
 
     def open(self, forward: Forward) -> OpenRow:
@@ -131,18 +129,13 @@ class Stream:
 
         An op marked anew with another selection fills an array of its own from then on.
         """
-        name = self._names.get(id(info))
+        name = self._names.get(info)
         if name is None:
-            again = [n for n, declared in self._declared.items() if declared == info]
-            name = again[0] if again else info.name
-            number = 2
-            while not again and name in self._declared:
+            name, number = info.name, 2
+            while name in self._names.values():
                 name, number = f"{info.name}#{number}", number + 1
-            if not again:
-                writer.declare(attrs.evolve(info, name=name))
-            self._declared.setdefault(name, info)
-            self._names[id(info)] = name
-            self._named.append(info)
+            writer.declare(attrs.evolve(info, name=name))
+            self._names[info] = name
         return name
 
     def commit(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import warnings
 from typing import TYPE_CHECKING
 
@@ -61,10 +62,11 @@ class Tally:
             self.say(say)
 
     def say(self, text: str) -> None:
-        """Warn, once."""
+        """Warn, once; never raises, where warnings are errors either: training goes on."""
         if text not in self._said:
             self._said.add(text)
-            warnings.warn(text, FxrayWarning, stacklevel=2)
+            with contextlib.suppress(FxrayWarning):
+                warnings.warn(text, FxrayWarning, stacklevel=2)
 
     def notes(self, sites: Iterable[Site]) -> list[str]:
         """Return what the run's end should tell: failures, counts, captures that kept nothing."""
