@@ -116,7 +116,10 @@ class Intake:
         """Count a forward that begins; return whether its capture nodes have work to do."""
         # A forward inside a backward is a recomputation, counted when it ran first. A forked
         # child (a DataLoader worker) that touched the store would be aborted.
-        self._now = None
+        aborted, self._now = self._now, None
+        if aborted is not None:  # an exception ended it: no more of its outputs will come
+            for row in aborted.rows.values():
+                row.all_expected = True
         if self._closed or backward_is_running() or os.getpid() != self._pid:
             return False
         self._now = self._begin(training=training)

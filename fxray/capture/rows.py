@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenRow", "Stream", "StreamKey"]
 
+_FORWARDS_AT_ONCE = 4096
+"""More forwards than others finish while one, on a thread of its own, is kept from going on."""
+
 
 @attrs.frozen
 class StreamKey:
@@ -106,9 +109,14 @@ class Stream:
         while self._open and self._open[0].complete:
             self.write(self._open.popleft())
 
-    def seal_before(self, index: int | None) -> None:
-        """Write the rows of forwards before `index` (all for None), complete or not."""
-        while self._open and (index is None or self._open[0].index < index):
+    def seal_before(self, index: int) -> None:
+        """Write the rows of forwards before `index`, complete or not.
+
+        A forward that still runs, on another thread, is waited for, but not for ever.
+        """
+        while self._open and self._open[0].index < index:
+            if not self._open[0].all_expected and self._open[0].index > index - _FORWARDS_AT_ONCE:
+                return
             self.write(self._open.popleft())
 
     def write(self, row: OpenRow) -> None:
@@ -145,6 +153,7 @@ class Stream:
 
     def close(self) -> None:
         """Seal, commit and finish."""
-        self.seal_before(None)
+        while self._open:
+            self.write(self._open.popleft())
         if self._writer is not None:
             self._writer.close()
