@@ -12,6 +12,7 @@ from torch import nn
 
 from fxray.architecture import Architecture
 from fxray.errors import SpecialisationError, TraceError
+from fxray.torch_private import has_forward_hooks
 from fxray.tracing.batch import difference, drop_settled_guards
 from fxray.tracing.example import Example, with_exact, with_free_batch
 from fxray.tracing.execution import GraphWriter, WrittenGraph
@@ -262,7 +263,17 @@ def _notes(model: nn.Module, written: WrittenGraph) -> list[str]:
     if any(isinstance(model.get_submodule(path), fused) for path in written.inlined):
         # As with hooks on its parts, for which torch itself leaves the fused kernel out.
         notes.append("nn.TransformerEncoder runs op by op, in inference too (no fused kernel)")
+    hooked = [path or "the model" for path in written.inlined if _hooked(model, path)]
+    if hooked:
+        notes.append(
+            f"forward hooks of {', '.join(hooked)} are in the graph as far as they compute with "
+            "torch; what else they do is not repeated"
+        )
     return notes
+
+
+def _hooked(model: nn.Module, path: str) -> bool:
+    return has_forward_hooks(model.get_submodule(path))
 
 
 # ---------------------------------------------------------------------- by torch.fx
