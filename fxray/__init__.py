@@ -78,6 +78,7 @@ from fxray.selections import (
     TopK,
     Whole,
 )
+from fxray.version import VERSION as __version__  # noqa: F401, N811 - what Python calls it
 from fxray.xray import Xray, record, trace
 
 __all__ = [

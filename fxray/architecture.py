@@ -231,8 +231,15 @@ class Architecture(Mapping[str, Op]):
         close = nearest(name, known)
         hint = f"nearest: {', '.join(map(repr, close))}. " if close else ""
         return UnknownNameError(
-            f"no op {name!r} in {self.model}; {hint}list(xray.architecture) gives all {len(self)}."
+            f"no op {name!r} in {self.model}; {hint}it has {len(self)} ops: {self.listing()}"
         )
+
+    def listing(self, most: int = 12) -> str:
+        """Return the paths of the ops in a line, those in the middle left out past `most`."""
+        paths = list(self)
+        if len(paths) > most:
+            paths = [*paths[: most // 2], "…", *paths[-most // 2 :]]
+        return ", ".join(paths)
 
     def match(self, pattern: str) -> tuple[str, ...]:
         """Return the paths that the shell-style `pattern` matches, in graph order.

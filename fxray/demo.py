@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxray
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
 
 __all__ = ["EPOCHS", "PICTURES", "DigitNet", "Picture", "demo", "digits", "train", "watch"]
@@ -311,15 +312,15 @@ def _draw(run: fxray.Run, folder: Path) -> None:
 
 
 def _say_where(run: fxray.Run, place: Path) -> None:
-    typed = shlex.quote(str(place))
+    typed, command = shlex.quote(str(place)), _command()
     print(
         f"""
 The numbers are in {place}, run {run.id}. Look further:
 
-  fxray runs {typed}
-  fxray show {typed} relu --kind output --step 40
-  fxray plot {typed} relu_1 --kind output --step 40
-  fxray render {typed} -o net.svg
+  {command} runs {typed}
+  {command} show {typed} relu --kind output --step 40
+  {command} plot {typed} relu_1 --kind output --step 40
+  {command} render {typed} -o net.svg
 
 or in Python:
 
@@ -327,3 +328,12 @@ or in Python:
   run = fxray.open("{place.as_posix()}")
   run["relu"].output[40]            # a numpy array: what F.relu gave at step 40"""
     )
+
+
+def _command() -> str:
+    """Return what to type for this command: where it stands, if the shell does not find it."""
+    beside = Path(sys.executable).with_name("fxray")
+    if shutil.which("fxray") or not beside.exists():
+        return "fxray"
+    near = os.path.relpath(beside)
+    return shlex.quote(near if len(near) < len(str(beside)) else str(beside))

@@ -8,7 +8,6 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -22,6 +21,7 @@ from fxray.look import render
 from fxray.run import Run
 from fxray.store import open_store
 from fxray.tracing.ladder import Traced, trace_model
+from fxray.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -302,7 +302,7 @@ def record(
         store,
         name=name,
         tags=told,
-        versions={"fxray": _version()},
+        versions={"fxray": VERSION},
         commit_every=commit_every,
         read=read,
     )
@@ -327,13 +327,6 @@ def _plain_tags(tags: Mapping[str, Any]) -> dict[str, Any]:
             msg = f"tag {name!r} is no JSON ({error}); give numbers, texts, lists or dicts of them"
             raise RecordError(msg) from None
     return plain
-
-
-def _version() -> str:
-    try:
-        return metadata.version("fxray")
-    except metadata.PackageNotFoundError:  # run from a source tree that was not installed
-        return "unknown"
 
 
 def _rewritten_in(net: object) -> RewrittenModule:

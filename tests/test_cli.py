@@ -131,9 +131,9 @@ def test_show_prints_the_array_of_a_step(run_fxray: Shell, place: Path) -> None:
     lines = lines_of(run_fxray("show", place, "--step", "20", "relu", "--kind", "output"))
     kept = fxray.open(place)["relu"].output[20]
     assert lines[0] == "relu.output at step 20, epoch 1, batch 5, phase train"
-    assert lines[1].startswith("[[[[")
-    assert lines[-1] == statistics(kept)
-    assert lines[-1].startswith("5×4×4×4 float32; min 0, mean ")
+    assert lines[1] == statistics(kept)
+    assert lines[1].startswith("5×4×4×4 float32; min 0, mean ")
+    assert lines[2].startswith("[[[[")
 
 
 def test_show_prints_fields_and_single_numbers_of_a_step(run_fxray: Shell, place: Path) -> None:
@@ -141,7 +141,7 @@ def test_show_prints_fields_and_single_numbers_of_a_step(run_fxray: Shell, place
     assert grad[0] == "relu.grad at step 7, epoch 0, batch 7, phase train"
     assert grad[1].split() == ["count", "320"]
     head = lines_of(run_fxray("show", place, "head", "--step", "7"))
-    assert {"counts:", "edges:"} <= set(head)
+    assert {"counts", "edges"} <= {line.partition(":")[0] for line in head}
 
 
 def test_show_prints_everything_of_a_step(run_fxray: Shell, place: Path) -> None:

@@ -63,7 +63,8 @@ def test_the_run_has_what_the_pictures_show(folder: Path) -> None:
 
 def test_the_commands_that_it_names_work(folder: Path, tmp_path: Path) -> None:
     said = (folder / "said.txt").read_text(encoding="utf-8")
-    commands = [line.split()[1:] for line in said.splitlines() if line.startswith("  fxray ")]
+    lines = (line.split() for line in said.splitlines() if line.startswith("  "))
+    commands = [words[1:] for words in lines if words and Path(words[0]).name == "fxray"]
     assert {words[0] for words in commands} == {"runs", "show", "plot", "render"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

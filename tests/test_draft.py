@@ -752,7 +752,7 @@ def test_an_estimate_adds_up(empty: Draft) -> None:
     assert cost.records == 9200
     assert (stem.chunks, relu.chunks) == (2, 9)
     assert cost.seconds > 0
-    assert str(cost).splitlines()[-1].startswith("1,000 steps: 62.5 KiB before compression, 9,200")
+    assert str(cost).splitlines()[-1].startswith("1,000 steps: 62.5 KiB, 9,200")
 
 
 def test_an_estimate_of_an_input_goes_by_the_input(empty: Draft) -> None:
@@ -793,7 +793,7 @@ def test_a_selection_that_fails_makes_the_cost_unknown(empty: Draft) -> None:
 
 
 def test_an_estimate_of_nothing(empty: Draft) -> None:
-    assert str(empty.estimate(steps=0)).startswith("0 steps: 0 B before compression, 0 records")
+    assert str(empty.estimate(steps=0)).startswith("0 steps: 0 B, 0 records")
     for steps in (-1, 1.5, True):
         with pytest.raises(DraftError, match="give a whole number of training steps"):
             empty.estimate(steps)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ PLAN = (
     ("tracing",),
     ("selections",),
     ("architecture",),
-    ("errors", "torch_private"),
+    ("errors", "torch_private", "version"),
 )
 """The wings, in the order the data takes them in reverse: a wing imports from the lines
 below its own, never from its own line. A new module gets its place here first."""

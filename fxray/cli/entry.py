@@ -13,6 +13,7 @@ from typing import Any
 from fxray.cli import demo, plot, render, runs, show
 from fxray.cli.command import Parser, examples_text
 from fxray.errors import FxrayError, FxrayWarning, nearest
+from fxray.version import VERSION
 
 __all__ = ["COMMANDS", "main"]
 
@@ -110,4 +111,4 @@ def _versions() -> str:
     used = ("torch", "tensorstore", "numpy")
     versions = [f"{name} {metadata.version(name)}" for name in used]
     python = f"Python {platform.python_version()}"
-    return f"fxray {metadata.version('fxray')} ({', '.join([*versions, python])})"
+    return f"fxray {VERSION} ({', '.join([*versions, python])})"

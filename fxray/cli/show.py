@@ -150,9 +150,8 @@ def _show_step(found: list[Series], step: int, phase: str | None) -> None:
             if not array.ndim:
                 print(f"{field or 'value':13}  {number(array)}")
                 continue
-            print(f"{field}:" if field else "", end="\n" if field else "")
+            print(f"{field}: {statistics(array)}" if field else statistics(array))
             print_array(array)
-            print(statistics(array))
 
 
 def _steps(series: Series, phase: str | None) -> Any:

@@ -86,7 +86,7 @@ def _records_per_chunk(nbytes: int) -> int:
 
 @attrs.frozen
 class Estimate:
-    """What a draft costs over `steps` training steps: rough, and before compression.
+    """What a draft costs over `steps` training steps: roughly.
 
     It takes one forward and one optimizer step per training step, every op reached, shapes
     as traced and no evaluation. `str()` is a table.
@@ -136,7 +136,7 @@ class Estimate:
 
     def _totals(self) -> Iterable[str]:
         yield (
-            f"{self.steps:,} steps: {_size(self.bytes)} before compression, "
+            f"{self.steps:,} steps: {_size(self.bytes)}, "
             f"{self.records:,} records in {self.chunks:,} chunks, "
             f"about {self.seconds:.2g} s of the training thread"
         )

@@ -163,7 +163,7 @@ class _Finder:
         close = nearest(stem, [*filter(None, architecture.modules), *architecture])
         hint = f"nearest: {', '.join(map(repr, close))}. " if close else ""
         msg = f"no op's path matches {name!r} in {architecture.model}; {hint}"
-        return UnknownNameError(msg + f"list(xray.architecture) gives all {len(architecture)}.")
+        return UnknownNameError(msg + f"it has {len(architecture)} ops: {architecture.listing()}")
 
     def _called_something(self, targets: Targets, name: str) -> Targets:
         if targets:

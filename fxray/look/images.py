@@ -243,9 +243,8 @@ def sequences(data: PlotData) -> Figure:
 
 def matrices(data: PlotData) -> Figure:
     """Draw matrices (out, in) at up to four steps."""
-    down, across = (_NAMES.get(letter, "") for letter in data.letters)
-    if data.type.startswith("embedding"):
-        down, across = "entry", "channel"
+    names = {"O": "entry", "I": "channel"} if data.type.startswith("embedding") else _NAMES
+    down, across = (_kept(data, letter, names.get(letter, "")) for letter in data.letters)
     return _panels(data, data.only, across, down)
 
 

@@ -15,7 +15,7 @@ from fxray.run.kept import CaptureTable, KeptTogether, kept_of, summary
 from fxray.run.records import Log, OpRecords, find
 from fxray.run.series import Series
 from fxray.run.sources import LOG, Name, Source, Window, catalogue
-from fxray.run.tables import RunSummary, human_bytes, tags_text
+from fxray.run.tables import RunSummary, StepRecords, human_bytes, tags_text
 from fxray.run.words import distinct, missing_step
 
 if TYPE_CHECKING:
@@ -131,9 +131,7 @@ class Run:
         """The numbers that the user logged, e.g. `run.log["loss"].steps`."""
         return Log(self._series, tuple(name for name in self._sources if name[1] == LOG))
 
-    def at(
-        self, step: int, *, phase: str | None = None, call: int | None = None
-    ) -> dict[str, dict[str, Any]]:
+    def at(self, step: int, *, phase: str | None = None, call: int | None = None) -> StepRecords:
         """Return everything that was kept at `step`, by op, then by kind.
 
         Kinds are `"output"`, `"grad"`, `"input"`, `"weight"`, `"weight_grad"`; a parameter
@@ -147,7 +145,7 @@ class Run:
         Raises:
             NotSavedError: nothing was kept there, or of several calls; says what there is.
         """
-        everything: dict[str, dict[str, Any]] = {}
+        everything = StepRecords(step)
         for series in self._all():
             here = series.where(Window(step=step, phase=phase, call=call))
             if not here:

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import attrs
 
-__all__ = ["RunList", "RunSummary", "human_bytes", "table", "tags_text"]
+__all__ = ["RunList", "RunSummary", "StepRecords", "human_bytes", "table", "tags_text"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -88,6 +88,37 @@ class RunList(Sequence[RunSummary]):
             for run in self.summaries
         ]  # fmt: skip
         return table(["run", "name", "model", "started", "finished", "tags"], rows)
+
+
+class StepRecords(dict[str, dict[str, Any]]):
+    """Everything kept at one step, by op, then by kind; prints as a table of shapes.
+
+    Attributes:
+        step: the step.
+    """
+
+    def __init__(self, step: int) -> None:
+        """Hold nothing yet of `step`."""
+        super().__init__()
+        self.step = step
+
+    def __repr__(self) -> str:
+        rows = [
+            [op, kind, ", ".join(f"{name} {_sketch(a)}".strip() for name, a in _fields(value))]
+            for op, kinds in self.items()
+            for kind, value in kinds.items()
+        ]
+        return table(["op", "kind", f"at step {self.step}"], rows)
+
+
+def _fields(value: Any) -> list[tuple[str, Any]]:
+    return [*value.items()] if isinstance(value, dict) else [("", value)]
+
+
+def _sketch(array: Any) -> str:
+    if not array.ndim:
+        return f"{array[()]:.4g}" if array.dtype.kind in "fiu" else str(array[()])
+    return f"{array.dtype} {'×'.join(map(str, array.shape))}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

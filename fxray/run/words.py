@@ -63,8 +63,7 @@ def missing_step(what: str, step: int, steps: NDArray[Any]) -> NotSavedError:
         return NotSavedError(f"{what} was kept at step {step}, nor at any other")
     close = steps[np.argsort(np.abs(steps - step), kind="stable")[:2]]
     return NotSavedError(
-        f"{what} was kept at step {step}; nearest: {some(close.tolist())}. "
-        f"There are {span(steps)}: .steps has them all"
+        f"{what} was kept at step {step}; nearest: {some(close.tolist())}. There are {span(steps)}"
     )
 
 

@@ -104,7 +104,7 @@ class MemoryStore:
             NotARunError: there are none.
         """
         if not self._runs:
-            msg = f"{self.name} holds no fxray runs; record(…, place) puts one there"
+            msg = f"{self.name} holds no fxray runs; fxray.record(net, place) puts one there"
             raise NotARunError(msg)
         runs = self._runs.copy().items()
         return oldest_first(summary(run_id, json.loads(held.attributes)) for run_id, held in runs)

@@ -235,7 +235,7 @@ class ZarrStore:
     def _check_place(self) -> None:
         attributes = self.place.attributes()
         if attributes is None or "fxray" not in attributes:
-            msg = f"{self.place.name} holds no fxray runs; record(…, place) puts one there"
+            msg = f"{self.place.name} holds no fxray runs; fxray.record(net, place) puts one there"
             raise NotARunError(msg)
         self._check_root(attributes)
 
