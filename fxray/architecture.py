@@ -277,7 +277,7 @@ class Architecture(Mapping[str, Op]):
     @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when an op, its type or an edge changes."""
-        ops = [[op.path, op.type, op.target] for op in self.values()]
+        ops = [[op.path, op.type] for op in self.values()]
         text = json.dumps([ops, sorted(map(list, self.graph.edges))])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

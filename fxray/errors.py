@@ -22,6 +22,7 @@ __all__ = [
     "StoreError",
     "TraceError",
     "UnknownNameError",
+    "first_line",
     "nearest",
 ]
 
@@ -80,6 +81,11 @@ class PictureError(FxrayError, ValueError):
 
 class MissingExtraError(FxrayError, ImportError):
     """A library of an optional extra is not installed; the message says how to get it."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says: torch's go on with its own tables."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:

@@ -333,6 +333,8 @@ def _rewritten_in(net: object) -> RewrittenModule:
     if isinstance(net, Mapping):
         msg = "recording several modules in one run is not possible yet; give one module"
         raise RecordError(msg)
+    if isinstance(net, RewrittenModule):
+        return net
     if not isinstance(net, nn.Module):
         msg = f"fxray.record takes the module that xray.rewrite() gives, not a {type(net).__name__}"
         raise RecordError(msg)

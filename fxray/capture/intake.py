@@ -85,7 +85,7 @@ class Intake:
         self._streams: dict[StreamKey, Stream] = {}
         # Each thread that runs forwards is in one of its own.
         self._of_thread = threading.local()
-        self._awaited: dict[tuple[str, str], Site] = {}
+        self._awaited: dict[tuple[tuple[str, str], str], Site] = {}
 
     @property
     def _now(self) -> _Now | None:
@@ -116,10 +116,7 @@ class Intake:
         """Count a forward that begins; return whether its capture nodes have work to do."""
         # A forward inside a backward is a recomputation, counted when it ran first. A forked
         # child (a DataLoader worker) that touched the store would be aborted.
-        aborted, self._now = self._now, None
-        if aborted is not None:  # an exception ended it: no more of its outputs will come
-            for row in aborted.rows.values():
-                row.all_expected = True
+        self._now = None
         if self._closed or backward_is_running() or os.getpid() != self._pid:
             return False
         self._now = self._begin(training=training)
@@ -151,14 +148,16 @@ class Intake:
                 for name, parameter in site.parameters(self._net):
                     self._put(site, now.rows[site.lane], parameter, parameter=name)
             elif site.capture.kind == "weight_grad" and trains:
-                self._awaited[site.key] = site
+                self._awaited.update(((site.key, name), site) for name in site.op.parameters)
         return now
 
     def _seal_old(self, forward: Forward) -> None:
         """Write the rows whose second next forward begins, whatever they still miss."""
         for key, stream in self._streams.items():
             if key.phase == forward.row.phase and key.moment != "optimizer":
-                stream.seal_before(forward.index - 1)
+                # The rows of a step that is still open wait for its one backward.
+                step = forward.row.step if self._steps.grouped else None
+                stream.seal_before(forward.index - 1, open_step=step)
 
     def _transformed(self) -> bool:
         inside = function_level() is not None
@@ -252,7 +251,11 @@ class Intake:
                 "a second backward went through one forward; the first gradients are kept",
             )
         elif row.sealed:
-            self._tally.count("gradients that came after their row was written")
+            self._tally.count(
+                "gradients that came after their row was written",
+                "gradients came after the second next forward, when their row was written already; "
+                "run each backward before that, or see run.notes for how many were lost",
+            )
         else:
             row.expected.discard(name)
             self._put(site, row, gradient, item=item)
@@ -276,15 +279,14 @@ class Intake:
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         rows: dict[int, OpenRow] = {}
         place: Row | None = None
-        for site in [*self._awaited.values()]:
-            found = [(name, p) for name, p in site.parameters(self._net) if id(p) in owned]
-            graded = [(name, p.grad) for name, p in found if p.grad is not None]
-            if graded:
-                del self._awaited[site.key]
+        # Parameter by parameter: weights and biases may have optimizers of their own.
+        for (key, name), site in [*self._awaited.items()]:
+            p = dict(site.parameters(self._net)).get(name)
+            if p is not None and id(p) in owned and p.grad is not None:
+                del self._awaited[key, name]
                 place = place or self._steps.now("optimizer")
                 row = rows.setdefault(site.lane, OpenRow(place))
-                for name, gradient in graded:
-                    self._put(site, row, gradient, parameter=name)
+                self._put(site, row, p.grad, parameter=name)
         for index, row in rows.items():
             schedule = self._sites.lanes[index].schedule
             self._stream(StreamKey("train", "optimizer", schedule)).write(row)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-__all__ = ["INERT", "Receiver", "capture", "connect", "disconnect", "new_handle", "receiver_of"]
+__all__ = ["Receiver", "capture", "connect", "disconnect", "new_handle", "receiver_of"]
 
 
 class Receiver(Protocol):
@@ -24,12 +24,9 @@ class Receiver(Protocol):
         ...
 
     def finish(self) -> None:
-        """Note that the forward begun last has returned."""
+        """Note that the forward begun last has returned, or was ended by an exception."""
         ...
 
-
-INERT = -1
-"""The handle that nobody ever answers to."""
 
 _HANDLES = itertools.count()
 # Weak: a graph holds an int, never a recorder, so that nothing recorded keeps a model

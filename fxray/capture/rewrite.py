@@ -172,13 +172,14 @@ class RewrittenModule(TracedModule):
         inputs = self._inputs(mode, args, kwargs)
         receiver = receiver_of(self.handle)
         if receiver is None:
-            return self._forwards[mode](self._names(mode), *inputs)
+            return self._run(self._forwards, mode, inputs)
         self._follow_draft()
         if not receiver.begin(training=self.training):
-            return self._forwards[mode](self._names(mode), *inputs)
-        out = self._recording_forwards[mode](self._names(mode), *inputs)
-        receiver.finish()
-        return out
+            return self._run(self._forwards, mode, inputs)
+        try:
+            return self._run(self._recording_forwards, mode, inputs)
+        finally:
+            receiver.finish()
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = (self._original, self._programs, self.architecture, self.captures)

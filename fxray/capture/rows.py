@@ -109,12 +109,15 @@ class Stream:
         while self._open and self._open[0].complete:
             self.write(self._open.popleft())
 
-    def seal_before(self, index: int) -> None:
+    def seal_before(self, index: int, *, open_step: int | None = None) -> None:
         """Write the rows of forwards before `index`, complete or not.
 
         A forward that still runs, on another thread, is waited for, but not for ever.
+        Rows of `open_step` wait.
         """
         while self._open and self._open[0].index < index:
+            if self._open[0].row.step == open_step:
+                return
             if not self._open[0].all_expected and self._open[0].index > index - _FORWARDS_AT_ONCE:
                 return
             self.write(self._open.popleft())

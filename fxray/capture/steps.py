@@ -61,6 +61,11 @@ class Steps:
         """The named pass that is open, None outside of one."""
         return self._phase
 
+    @property
+    def grouped(self) -> bool:
+        """Whether a step of several forwards is open."""
+        return self._grouped
+
     def begin(self, *, training: bool) -> Forward:
         """Count a forward that begins in this mode."""
         phase = self._phase or ("train" if training else "eval")

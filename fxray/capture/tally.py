@@ -50,10 +50,11 @@ class Tally:
         self._failures[site.key] = (count + 1, text)
         path, kind = site.key
         selection = type(site.capture.selection).__name__
-        self.say(
-            f"selection {selection} failed on the {kind} of {path!r}: {text}. "
-            "Nothing of it is kept while it fails; training goes on"
-        )
+        if not count:
+            self.say(
+                f"selection {selection} failed on the {kind} of {path!r}: {text}. "
+                "Nothing of it is kept while it fails; training goes on"
+            )
 
     def count(self, what: str, say: str = "") -> None:
         """Count something that a run should tell at its end; say it once, if given words."""

@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import numpy as np
 import torch
 from torch import fx
 
 from fxray.torch_private import pytree
+from fxray.tracing.ops import info_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fxray.tracing.execution import WrittenGraph
 
-__all__ = ["batch_size", "difference", "drop_settled_guards", "resize"]
+__all__ = ["batch_size", "difference", "drop_settled_guards", "far_from", "resize"]
+
+
+_SHAPED_BY_DATA = frozenset(
+    ["nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "where"]
+)
+"""Functions whose result is as large as the numbers of a tensor say."""
 
 
 def batch_size(tensors: Sequence[torch.Tensor]) -> int | None:
@@ -32,6 +38,15 @@ def resize(tensor: torch.Tensor, size: int) -> torch.Tensor:
         return tensor.detach().clone()
     rows = torch.arange(size, device=tensor.device) % tensor.shape[0]
     return tensor.detach()[rows].clone()
+
+
+def far_from(size: int) -> int:
+    """Return a batch size far from `size`: smaller, where that leaves room, to spare memory.
+
+    >>> [far_from(size) for size in (2, 8, 32, 256)]
+    [7, 19, 12, 87]
+    """
+    return size // 3 + 2 if size > 8 else 2 * size + 3
 
 
 def difference(one: WrittenGraph, other: WrittenGraph) -> str | None:
@@ -57,12 +72,14 @@ def difference(one: WrittenGraph, other: WrittenGraph) -> str | None:
     return None
 
 
-def drop_settled_guards(one: WrittenGraph, other: WrittenGraph) -> WrittenGraph:
-    """Return the trace without the guards that its checked sizes settle already.
+def drop_settled_guards(one: WrittenGraph, other: WrittenGraph) -> None:
+    """Erase from the graph of `one` the guards that its checked sizes settle already.
 
     A comparison whose numbers did not change with the batch depends only on sizes
-    that every call is checked for.
+    that every call is checked for; unless some size follows the data.
     """
+    if any(map(_shaped_by_data, one.graph.nodes)):
+        return
     settled = [
         a
         for a, b in zip(one.graph.nodes, other.graph.nodes, strict=True)
@@ -73,7 +90,15 @@ def drop_settled_guards(one: WrittenGraph, other: WrittenGraph) -> WrittenGraph:
         one.graph.erase_node(guard)
         if isinstance(comparison, fx.Node) and not comparison.users:
             one.graph.erase_node(comparison)
-    return attrs.evolve(one)
+
+
+def _shaped_by_data(node: fx.Node) -> bool:
+    name = str(getattr(node.target, "__name__", node.target))
+    if name in _SHAPED_BY_DATA:
+        return True
+    indices = node.all_input_nodes[1:] if name == "getitem" else []
+    infos = filter(None, map(info_of, indices))
+    return any(spec.dtype == "bool" for info in infos for spec in info.outputs)
 
 
 def _same_arguments(a: fx.Node, b: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> bool:
@@ -102,20 +127,25 @@ def _same_argument(x: Any, y: Any, twin: Mapping[fx.Node, fx.Node]) -> bool:
 def _same_attribute(
     a: fx.Node, b: fx.Node, ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> bool:
-    if str(a.target) not in ours:
-        return str(a.target) == str(b.target)
-    if str(b.target) not in theirs:
-        return False
-    x, y = ours[str(a.target)], theirs[str(b.target)]
+    one, other = str(a.target), str(b.target)
+    if one not in ours or other not in theirs:
+        return one == other
+    return _same_constant(ours[one], theirs[other])
+
+
+def _same_constant(x: Any, y: Any) -> bool:
     if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
         return bool(_bits(x) == _bits(y))
     if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
         return bool(x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes())
-    if type(x) is not type(y):
-        return False
     # An object without an equality of its own was made anew by each forward: nothing to compare.
     own_equality = "__eq__" in {name for cls in type(x).__mro__[:-1] for name in vars(cls)}
-    return x is y or not own_equality or bool(x == y)
+    if type(x) is not type(y) or x is y or not own_equality:
+        return type(x) is type(y)
+    try:
+        return bool(x == y)
+    except Exception:  # noqa: BLE001 - a foreign __eq__ may raise anything; then they differ
+        return False
 
 
 def _bits(tensor: torch.Tensor) -> Any:

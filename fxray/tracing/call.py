@@ -77,7 +77,7 @@ class Leaf:
             then, now = getattr(self, what), getattr(value, what)
             if then is not None and then != now:
                 msg = (
-                    f"argument {self.path!r} was on {then} when the model was traced and is on "
+                    f"{what} of argument {self.path!r} was {then} when the model was traced and is "
                     f"{now} now, and the forward looks at the {what} of a tensor; trace again"
                 )
                 raise SpecialisationError(msg)

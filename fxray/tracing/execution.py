@@ -25,6 +25,7 @@ from fxray.architecture import Role, TensorSpec
 from fxray.errors import TraceError
 from fxray.torch_private import set_grad_enabled
 from fxray.tracing import runtime
+from fxray.tracing.attributes import Read, noted_reads
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
 from fxray.tracing.numbers import plain
 from fxray.tracing.ops import NodeInfo, module_fields, set_info
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from fxray.tracing.call import CallSpec
     from fxray.tracing.state import ModelState
 
-__all__ = ["GraphWriter", "WrittenGraph", "is_leaf"]
+__all__ = ["GraphWriter", "WrittenGraph"]
 
 
 @attrs.frozen
@@ -63,6 +64,7 @@ class WrittenGraph:
         returns: the nodes whose tensors each module call returned; the root as `""`.
         inlined: paths of the modules whose forward was traced through.
         reads: the tensor properties that the forward read (`"dtype"`, `"device"`, …).
+        attributes: the plain attributes of its modules that it read.
         notes: what a user must know of it, as sentences without a capital.
     """
 
@@ -71,6 +73,7 @@ class WrittenGraph:
     returns: Mapping[str, tuple[fx.Node, ...]]
     inlined: tuple[str, ...]
     reads: frozenset[str] = frozenset()
+    attributes: tuple[Read, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -116,12 +119,18 @@ class GraphWriter(TorchFunctionMode):
             set_info(node, info)
         self._open = True
         try:
-            with patched(self), self:
+            with noted_reads(self.model, self) as attributes, patched(self), self:
                 out = call()
                 self._write_assignments()
                 self.graph.output(self.nodes.result(out))
         finally:
             self._open = False
+        if self.state.keeps_tensors():
+            msg = (
+                f"the forward of {type(self.model).__name__} keeps a tensor in a list or dict of a "
+                "module, which a graph does not do again; return it instead"
+            )
+            raise TraceError(msg)
         notes = ["a Python cache on a module was filled"] if self.state.filled() else []
         prune(self.graph)
         gather_inputs(self.graph)
@@ -133,6 +142,7 @@ class GraphWriter(TorchFunctionMode):
             self.returns,
             tuple(self._inlined),
             frozenset(self.reads),
+            tuple(attributes.values()),
             tuple(notes),
         )
 
@@ -221,6 +231,8 @@ class GraphWriter(TorchFunctionMode):
             node = self.graph.call_method(name, node_args, node_kwargs)
         else:
             node = self.graph.call_function(func, node_args, node_kwargs)
+        if isinstance(out, torch.Tensor) and not writes_in_place(name):
+            out = self._run(_apart_from, (out, args), {})
         return self._finish(self.scoped(node), func, name, method=method, out=out)
 
     def _finish(self, node: fx.Node, func: Any, name: str, *, method: bool, out: Any) -> Any:
@@ -390,6 +402,15 @@ class GraphWriter(TorchFunctionMode):
                 self.graph.call_function(runtime.assign, (holder, name, node))
             elif name != "training":
                 raise refused_change(module, where)
+
+
+def _apart_from(out: torch.Tensor, args: Any) -> torch.Tensor:
+    """Return `out`, as another object where it is one of `args` itself.
+
+    `x.float()` of a float32 tensor is `x`; with another input it is not, and what the
+    forward does with `x` afterwards must not be taken for what it does with the result.
+    """
+    return out.view_as(out) if any(out is arg for arg in args) else out
 
 
 def _short_line() -> str:

@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from fxray.architecture import Architecture
-from fxray.errors import SpecialisationError, TraceError
+from fxray.errors import SpecialisationError, TraceError, first_line
 from fxray.torch_private import has_forward_hooks
-from fxray.tracing.batch import difference, drop_settled_guards
+from fxray.tracing.batch import difference, drop_settled_guards, far_from
 from fxray.tracing.example import Example, with_exact, with_free_batch
 from fxray.tracing.execution import GraphWriter, WrittenGraph
-from fxray.tracing.flags import flags_that_matter
-from fxray.tracing.module import MODES, Program, TracedModule, mode_name
+from fxray.tracing.module import MODES, Program, TracedModule, autocast_state, mode_name
 from fxray.tracing.ops import architecture_of
 from fxray.tracing.patches import refused_randomness
 from fxray.tracing.paths import name_ops
@@ -123,9 +122,10 @@ def _trace_by_execution(
     name_ops(graphs)
     call = with_free_batch(example.call, example.batch) if batch_is_free else example.call
     call = with_exact(call, example.tensors, written)
-    flags = flags_that_matter(model, written)
+    autocast = autocast_state() if _reads(written, "dtype") else {}
     programs = {
-        mode: Program(w.graph, call, _renamed(w, mode), flags[mode]) for mode, w in written.items()
+        mode: Program(w.graph, call, _renamed(w, mode), w.attributes, autocast)
+        for mode, w in written.items()
     }
     module = TracedModule(model, programs)
     verified = _verify(model, module, example, example.base if batch_is_free else example.batch)
@@ -150,8 +150,8 @@ def _write_mode(
 ) -> tuple[WrittenGraph, str | None]:
     """Return the graph of one mode and why the batch is not free in it, if it is not.
 
-    The second trace, at another batch size and with other random numbers, shows what
-    follows the batch. Where the two differ, a third at the first size tells a batch
+    Two more traces, at the next batch size and at a far one and with other random numbers,
+    show what follows the batch. Where the two differ, another at the first size tells a batch
     that matters from a forward that draws its own random numbers in Python.
     """
     batch, base = example.batch, example.base
@@ -161,10 +161,15 @@ def _write_mode(
     try:
         second = _write(model, example, base + 1, seed=1, training=training)
         apart = difference(first, second)
+        if apart is None:
+            # `int(n / 4)` is the same number for neighbours.
+            third = _write(model, example, far_from(base), seed=2, training=training)
+            apart = difference(first, third)
     except Exception as error:  # noqa: BLE001 - whatever the model raises at another batch size
-        apart = f"with one row more: {error}"
+        apart = f"with another number of rows: {first_line(error)}"
     if apart is None:
-        return drop_settled_guards(first, second), None
+        drop_settled_guards(first, second)
+        return first, None
     own = first if base == batch else _write(model, example, batch, seed=0, training=training)
     again = _write(model, example, batch, seed=1, training=training)
     random = difference(own, again)
@@ -237,13 +242,17 @@ def _write(
     except Exception as error:
         mode = mode_name(training=training)
         shapes = ", ".join(f"{leaf.path} {leaf.spec}" for leaf in example.call.tensor_leaves)
-        msg = (
-            f"{type(model).__name__} itself fails on this input in {mode} mode ({shapes}): {error}"
-        )
+        shapes = shapes or "which holds no tensor"
+        what = f"{type(model).__name__} itself fails on this input in {mode} mode ({shapes})"
+        msg = f"{what}: {first_line(error)}"
         raise TraceError(msg) from error
     finally:
         example.written.extend(state.protected())
         state.restore()
+
+
+def _reads(written: Mapping[str, WrittenGraph], what: str) -> bool:
+    return any(what in w.reads for w in written.values())
 
 
 def _renamed(written: WrittenGraph, mode: str) -> dict[str, Any]:
@@ -283,9 +292,8 @@ def _trace_symbolically(model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
     written = write_symbolically(model)
     graphs = {mode: w.graph for mode, w in written.items()}
     name_ops(graphs)
-    flags = flags_that_matter(model, written)
     programs = {
-        mode: Program(w.graph, open_call(model), _renamed(w, mode), flags[mode])
+        mode: Program(w.graph, open_call(model), _renamed(w, mode), w.attributes)
         for mode, w in written.items()
     }
     module = TracedModule(model, programs)

@@ -16,13 +16,22 @@ import torch
 from torch import fx, nn
 
 from fxray.errors import SpecialisationError
+from fxray.tracing.attributes import Expected, Read
 from fxray.tracing.call import CallSpec, OpenCall, bind
-from fxray.tracing.runtime import run_object
+from fxray.tracing.runtime import as_before, run_object, switches_modes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MODES", "Program", "TracedModule", "compile_graph", "copy_graph", "mode_name"]
+__all__ = [
+    "MODES",
+    "Program",
+    "TracedModule",
+    "autocast_state",
+    "compile_graph",
+    "copy_graph",
+    "mode_name",
+]
 
 MODES = ("train", "eval")
 
@@ -42,17 +51,20 @@ class Program:
         graph: the fx graph; its placeholders are the tensor leaves of `call`.
         call: how the arguments were laid out, and which sizes are free.
         constants: attributes the graph reads that the model does not hold.
-        flags: `training` of the inlined modules whose ops depend on it, by path.
+        attributes: what the forward read of its modules, which every call must find so.
+        autocast: whether autocast was on, by device type, if the forward looked at a dtype.
     """
 
     graph: fx.Graph
     call: CallSpec | OpenCall
     constants: Mapping[str, Any] = attrs.field(factory=dict)
-    flags: Mapping[str, bool] = attrs.field(factory=dict)
+    attributes: tuple[Read, ...] = ()
+    autocast: Mapping[str, bool] = attrs.field(factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         graph, renamed = _with_importable_targets(self.graph)
-        return _unpack_program, (graph, renamed, self.call, self.constants, self.flags)
+        rest = (self.call, self.constants, self.attributes, self.autocast)
+        return _unpack_program, (graph, renamed, *rest)
 
 
 class TracedModule(fx.GraphModule):
@@ -76,6 +88,9 @@ class TracedModule(fx.GraphModule):
         self.__dict__["_signature"] = inspect.signature(original.forward)
         for program in programs.values():
             self.__dict__.update(program.constants)
+        self.__dict__["_expected"] = {
+            mode: Expected(original, program.attributes) for mode, program in programs.items()
+        }
         self.recompile()
 
     @property
@@ -98,7 +113,13 @@ class TracedModule(fx.GraphModule):
             SpecialisationError: the call is not one the graph was traced for.
         """
         mode = mode_name(training=self.training)
-        return self._forwards[mode](self._names(mode), *self._inputs(mode, args, kwargs))
+        return self._run(self._forwards, mode, self._inputs(mode, args, kwargs))
+
+    def _run(self, forwards: Mapping[str, Callable[..., Any]], mode: str, inputs: Any) -> Any:
+        if mode not in self._switching:
+            return forwards[mode](self._names(mode), *inputs)
+        with as_before():
+            return forwards[mode](self._names(mode), *inputs)
 
     def _names(self, mode: str) -> Any:
         """Return what the code of a graph calls `self`: the model, whose own names win."""
@@ -107,25 +128,15 @@ class TracedModule(fx.GraphModule):
 
     def _inputs(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         program = self._programs[mode]
-        if program.flags:
-            self._check_flags(program)
+        self._expected[mode].check()
+        if program.autocast:
+            _check_autocast(program.autocast)
         plain = self._plain_leaves[mode]
         if plain is not None and not kwargs and len(args) == len(plain):
             for leaf, value in zip(plain, args, strict=True):
                 leaf.check(value)
             return args
         return program.call.flatten(bind(self._signature, args, kwargs))
-
-    def _check_flags(self, program: Program) -> None:
-        for path, flag in program.flags.items():
-            if self._original.get_submodule(path).training is not flag:
-                was, now = mode_name(training=flag), mode_name(training=not flag)
-                msg = (
-                    f"module {path!r} was in {was} mode when the model was traced and is in {now} "
-                    "mode now, and what it computes depends on it. Set the mode of its "
-                    "sub-modules first, then trace again (xray.model = model)"
-                )
-                raise SpecialisationError(msg)
 
     # ------------------------------------------------------------------ torch.fx's own interface
 
@@ -172,6 +183,9 @@ class TracedModule(fx.GraphModule):
         compiled = {mode: compile_graph(p.graph) for mode, p in self._programs.items()}
         self.__dict__["_forwards"] = {mode: run for mode, (run, _) in compiled.items()}
         self.__dict__["_codes"] = {mode: code for mode, (_, code) in compiled.items()}
+        self.__dict__["_switching"] = {
+            mode for mode, program in self._programs.items() if switches_modes(program.graph)
+        }
         self.__dict__["_plain_leaves"] = {
             mode: program.call.leaves if program.call.all_plain_tensors else None
             for mode, program in self._programs.items()
@@ -203,13 +217,23 @@ class TracedModule(fx.GraphModule):
                 raise
             return getattr(original, name)
 
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode as the model's own `train` does: it may keep some parts in eval."""
+        self._original.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's own state_dict."""
+        return self._original.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load into the model, as the model itself does."""
+        return self._original.load_state_dict(*args, **kwargs)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         result: Any = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for mode, program in self._programs.items():
-            moved = {
-                name: fn(value) if isinstance(value, torch.Tensor) else value
-                for name, value in program.constants.items()
-            }
+            moved = {name: _moved(value, fn) for name, value in program.constants.items()}
             self.__dict__.update(moved)
             self._programs[mode] = attrs.evolve(program, constants=moved)
         return result
@@ -233,6 +257,28 @@ class TracedModule(fx.GraphModule):
     def __reduce_package__(self, exporter: Any) -> Any:
         msg = f"{type(self).__name__} cannot go into a torch.package; save its state_dict"
         raise NotImplementedError(msg)
+
+
+def _moved(value: Any, fn: Callable[..., Any]) -> Any:
+    """Return a constant on the device that `fn` moves to; its dtype is its own."""
+    if isinstance(value, nn.Parameter) or not isinstance(value, torch.Tensor):
+        return value
+    return fn(value).to(value.dtype)
+
+
+def autocast_state() -> dict[str, bool]:
+    """Return whether autocast is on, by device type."""
+    return {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
+
+
+def _check_autocast(traced: Mapping[str, bool]) -> None:
+    if autocast_state() != traced:
+        was = "on" if any(traced.values()) else "off"
+        msg = (
+            f"autocast was {was} when the model was traced and is not now, and its forward looks "
+            "at the dtype of a tensor. Trace it as you train it: inside torch.autocast, or outside"
+        )
+        raise SpecialisationError(msg)
 
 
 class _Names:

@@ -94,8 +94,9 @@ def refused_randomness(model: nn.Module, apart: str) -> TraceError:
     """Return the error that says where two traces of one call differ."""
     return TraceError(
         f"{type(model).__name__} runs differently from one call to the next on the same input "
-        f"({apart}): it draws random numbers in Python or numpy, which a graph cannot hold "
-        "yet. Draw them with torch, or switch this off while tracing"
+        f"({apart}): it draws random numbers in Python or numpy, or fills a cache of its own "
+        "(lru_cache), which a graph cannot hold yet. Draw them with torch, run the model once "
+        "before, or switch this off while tracing"
     )
 
 

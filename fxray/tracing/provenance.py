@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -161,6 +162,11 @@ class Provenance:
             if hasattr(value, "_fields"):
                 return self._construct(type(value), inner, {})
             return type(value)(inner)
+        if not isinstance(value, (*EXACT, *TORCH_CONSTANTS, enum.Enum, torch.Tensor, torch.Size)):
+            what = (
+                f"the forward returns a {type(value).__qualname__}, which a graph cannot make anew"
+            )
+            raise self._writer.refuse(what)
         return self.argument(value)
 
     def _dataclass_items(self, value: Any) -> dict[str, Any]:

@@ -5,14 +5,29 @@ Plain functions at the top of a module, so that a graph that names them pickles.
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fxray.errors import SpecialisationError
-from fxray.torch_private import set_grad_enabled
+from fxray.torch_private import enter_autocast, set_grad_enabled
 
-__all__ = ["assign", "build_mapping", "enter_grad_mode", "exit_grad_mode", "guard", "run_object"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import fx
+
+__all__ = [
+    "as_before",
+    "assign",
+    "build_mapping",
+    "enter_grad_mode",
+    "exit_grad_mode",
+    "guard",
+    "run_object",
+    "switches_modes",
+]
 
 
 def guard(held: Any, expected: bool, where: str) -> None:
@@ -37,6 +52,29 @@ def exit_grad_mode(before: bool) -> None:
     set_grad_enabled(before)
 
 
+def switches_modes(graph: fx.Graph) -> bool:
+    """Return whether a graph switches autograd or autocast on or off on its way."""
+    return any(node.target in (enter_grad_mode, enter_autocast) for node in graph.nodes)
+
+
+@contextlib.contextmanager
+def as_before() -> Iterator[None]:
+    """Put autograd and autocast back as they were, also where a graph ends half-way."""
+    grad = torch.is_grad_enabled()
+    autocast = {
+        device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        for device in ("cpu", "cuda")
+    }
+    try:
+        yield
+    except BaseException:
+        set_grad_enabled(grad)
+        for device, (enabled, dtype) in autocast.items():
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        raise
+
+
 def assign(module: torch.nn.Module, name: str, value: Any) -> None:
     """Set an attribute of the model, as its forward does."""
     setattr(module, name, value)
@@ -50,4 +88,6 @@ def run_object(target: Any, *args: Any, **kwargs: Any) -> Any:
 
 def build_mapping(cls: Any, items: dict[str, Any]) -> Any:
     """Return an instance of a dict subclass with these items."""
-    return cls(items)
+    made = cls.__new__(cls)  # its __init__ may take something else: defaultdict
+    made.update(items)
+    return made

@@ -57,7 +57,9 @@ def training_flags(model: nn.Module, *, training: bool) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     try:
         if model.training != training:
-            model.train(training)
+            # Not by model.train(): one of the user's may do more (merge weights, freeze parts).
+            for module in model.modules():
+                module.training = training
         yield
     finally:
         for module, flag in flags:
@@ -126,6 +128,14 @@ class ModelState:
                     if name not in before or before[name] is not value:
                         yield module, name, value
 
+    def keeps_tensors(self) -> bool:
+        """Return whether a container on a module holds a tensor that it did not hold before."""
+        return any(
+            isinstance(item, torch.Tensor) and not any(item is b for b in _items(before))
+            for value, before in self._containers
+            for item in _items(value)
+        )
+
     def filled(self) -> bool:
         """Return whether a dict, list or set on a module changed its content since."""
         return any(_differs(value, before) for value, before in self._containers)
@@ -159,6 +169,10 @@ def _has_storage(tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage().data_ptr() != 0
     except (RuntimeError, NotImplementedError):  # meta, sparse and wrapper tensors have none
         return False
+
+
+def _items(container: Any) -> list[Any]:
+    return [*(container.values() if isinstance(container, dict) else container)]
 
 
 def _equal(tensor: torch.Tensor, copy: torch.Tensor) -> bool:

@@ -16,9 +16,10 @@ from fxray.architecture import TensorSpec
 from fxray.errors import TraceError
 from fxray.torch_private import has_forward_hooks
 from fxray.tracing import runtime
+from fxray.tracing.attributes import noted_reads
 from fxray.tracing.batch import difference
 from fxray.tracing.call import OpenCall
-from fxray.tracing.execution import WrittenGraph, is_leaf
+from fxray.tracing.execution import WrittenGraph
 from fxray.tracing.module import MODES
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
 from fxray.tracing.ops import NodeInfo, info_of, module_fields, set_info
@@ -31,6 +32,7 @@ from fxray.tracing.patches import (
 )
 from fxray.tracing.results import fields_of
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
+from fxray.tracing.torch_calls import is_leaf, writes_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,6 +128,7 @@ def _write(
         with (
             preserved_rng(seed),
             training_flags(model, training=training),
+            noted_reads(model, tracer) as attributes,
             patched_contexts(tracer),
         ):
             graph = tracer.trace(model)
@@ -148,7 +151,14 @@ def _write(
         for cls, where in leaves.items()
     ]
     inlined = tuple(dict.fromkeys(c.partition("@")[0] for c in tracer.returns))
-    return WrittenGraph(graph, tracer.constants, tracer.returns, inlined, notes=tuple(notes))
+    return WrittenGraph(
+        graph,
+        tracer.constants,
+        tracer.returns,
+        inlined,
+        attributes=tuple(attributes.values()),
+        notes=tuple(notes),
+    )
 
 
 def _user_frame(error: BaseException) -> str:
@@ -287,7 +297,22 @@ class _Tracer(fx.Tracer):
         return self.create_proxy("get_attr", name, (), {})
 
     def keep_constants(self, graph: fx.Graph) -> None:
-        """Keep what fx left on the user's model: tensors that the forward made."""
+        """Keep what fx left on the user's model: tensors that the forward made.
+
+        Raises:
+            TraceError: the forward writes into one, which would be the same at every call.
+        """
+        for node in graph.nodes:
+            source = node.args[0] if node.args else None
+            name = getattr(node.target, "__name__", str(node.target))
+            made = isinstance(source, fx.Node) and str(source.target).startswith("_tensor_constant")
+            if made and (writes_in_place(name) or name in ("setitem", "iadd", "imul", "isub")):
+                msg = (
+                    f"the forward of {type(self._model).__name__} writes into a tensor that it "
+                    f"makes ({node.name}), which torch.fx makes once for all calls. Give an input: "
+                    "fxray.trace(model, x)"
+                )
+                raise TraceError(msg)
         for node in graph.nodes:
             if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
                 name = f"_constant_{len(self.constants)}"
