@@ -1,8 +1,10 @@
-"""Every private torch name that fxray touches.
+"""Every private name of torch's modules that fxray touches.
 
-Nothing else in the package may name something of torch that begins with an
-underscore. `check()` says which of them this torch lacks; the tests call it, and an
-error in a trace on an untried torch version names it as the first thing to look at.
+Nothing else in the package may import or look up a name of a torch module that begins
+with an underscore. What torch keeps on its own objects (`autocast._enabled`, the
+`_code` of a GraphModule, `Module._apply`) is named where it is overridden or read.
+`check()` says which of the names this torch lacks: the first thing to look at on a version
+that was not tried.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 __all__ = [
-    "VERSIONS_TRIED",
     "backward_is_running",
     "check",
     "enter_autocast",
@@ -25,8 +26,6 @@ __all__ = [
     "set_grad_enabled",
     "wrapped_functions",
 ]
-
-VERSIONS_TRIED = ("2.13",)
 
 _NAMES = (
     "torch.utils._pytree.tree_flatten_with_path",
