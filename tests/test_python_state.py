@@ -207,6 +207,9 @@ def test_an_exception_half_way_leaves_autograd_and_autocast_as_they_were():
         net(torch.tensor([0, 1, 9]))
     assert torch.is_grad_enabled()
     assert not torch.is_autocast_enabled("cpu")
+    # A level left open would keep casts of the weights over the next optimizer steps.
+    torch.autocast_increment_nesting()
+    assert torch.autocast_decrement_nesting() == 0
 
 
 class Holder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import operator
-import os
 import re
 import threading
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from fxray.tracing.attributes import Read, noted_reads
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
 from fxray.tracing.numbers import plain
 from fxray.tracing.ops import NodeInfo, module_fields, set_info
-from fxray.tracing.patches import patched, refused_change, user_line
+from fxray.tracing.patches import patched, refused_change, short_line, user_line
 from fxray.tracing.provenance import Provenance
 from fxray.tracing.results import fields_of, tensor_items
 from fxray.tracing.tidy import gather_inputs, prune
@@ -298,7 +297,7 @@ class GraphWriter(TorchFunctionMode):
             module=path,
             outputs=self._specs(items),
             items=tuple(item for item, _ in items),
-            where=_short_line(),
+            where=short_line(),
             **self._run(module_fields, (module,), {}),
         )
         set_info(node, info)
@@ -334,7 +333,7 @@ class GraphWriter(TorchFunctionMode):
             scope=tuple(self._stack),
             outputs=self._specs(items),
             items=tuple(item for item, _ in items),
-            where=_short_line(),
+            where=short_line(),
         )
         set_info(node, info)
 
@@ -411,8 +410,3 @@ def _apart_from(out: torch.Tensor, args: Any) -> torch.Tensor:
     forward does with `x` afterwards must not be taken for what it does with the result.
     """
     return out.view_as(out) if any(out is arg for arg in args) else out
-
-
-def _short_line() -> str:
-    file, line = user_line()
-    return f"{os.path.basename(file)}:{line}" if file else ""  # noqa: PTH119

@@ -122,7 +122,7 @@ def _trace_by_execution(
     name_ops(graphs)
     call = with_free_batch(example.call, example.batch) if batch_is_free else example.call
     call = with_exact(call, example.tensors, written)
-    autocast = autocast_state() if _reads(written, "dtype") else {}
+    autocast = autocast_state() if any("dtype" in w.reads for w in written.values()) else {}
     programs = {
         mode: Program(w.graph, call, _renamed(w, mode), w.attributes, autocast)
         for mode, w in written.items()
@@ -249,10 +249,6 @@ def _write(
     finally:
         example.written.extend(state.protected())
         state.restore()
-
-
-def _reads(written: Mapping[str, WrittenGraph], what: str) -> bool:
-    return any(what in w.reads for w in written.values())
 
 
 def _renamed(written: WrittenGraph, mode: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,18 @@ from fxray.tracing import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+__all__ = [
+    "SKIPPED_FILES",
+    "Writer",
+    "patched",
+    "patched_contexts",
+    "refused_change",
+    "refused_randomness",
+    "short_line",
+    "user_line",
+]
 
 
 class Writer(Protocol):
@@ -37,16 +50,6 @@ class Writer(Protocol):
         """Run something that is no plain function and write it as one node."""
         ...
 
-
-__all__ = [
-    "SKIPPED_FILES",
-    "Writer",
-    "patched",
-    "patched_contexts",
-    "refused_change",
-    "refused_randomness",
-    "user_line",
-]
 
 SKIPPED_FILES = (
     torch.__path__[0],
@@ -77,6 +80,12 @@ def user_line() -> tuple[str, int]:
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
     return "", 0
+
+
+def short_line() -> str:
+    """Return the user's `file.py:line`, empty where there is none."""
+    file, line = user_line()
+    return f"{os.path.basename(file)}:{line}" if file else ""  # noqa: PTH119 - once for every op
 
 
 def refused_change(module: nn.Module, where: str) -> TraceError:

@@ -65,14 +65,26 @@ def as_before() -> Iterator[None]:
         device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         for device in ("cpu", "cuda")
     }
+    depth = _autocast_depth()
     try:
         yield
     except BaseException:
         set_grad_enabled(grad)
+        for _ in range(_autocast_depth() - depth):
+            torch.autocast_decrement_nesting()
+        if depth == 0:
+            # As autocast does on leaving: else weights cast before the next optimizer step
+            # would be used after it.
+            torch.clear_autocast_cache()
         for device, (enabled, dtype) in autocast.items():
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)
         raise
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
 
 
 def assign(module: torch.nn.Module, name: str, value: Any) -> None:

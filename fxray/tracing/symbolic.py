@@ -28,7 +28,7 @@ from fxray.tracing.patches import (
     patched_contexts,
     refused_change,
     refused_randomness,
-    user_line,
+    short_line,
 )
 from fxray.tracing.results import fields_of
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
@@ -341,7 +341,7 @@ class _Tracer(fx.Tracer):
             type_of_module(m),
             scope=tuple(self.stack),
             module=path,
-            where=_short(user_line()),
+            where=short_line(),
             **module_fields(m),
         )
         set_info(node, info)
@@ -365,7 +365,7 @@ class _Tracer(fx.Tracer):
             type_of_function(name),
             f"{module.removeprefix('_')}.{name}",
             scope=tuple(self.stack),
-            where=_short(user_line()),
+            where=short_line(),
         )
         set_info(node, info)
 
@@ -376,11 +376,6 @@ class _Tracer(fx.Tracer):
             lambda value: found.append(value.node) if isinstance(value, fx.Proxy) else None,
         )
         self.returns[call] = tuple(found)
-
-
-def _short(line: tuple[str, int]) -> str:
-    file, number = line
-    return f"{file.replace(chr(92), '/').rpartition('/')[2]}:{number}" if file else ""
 
 
 def _is_number(node: fx.Node) -> bool:
