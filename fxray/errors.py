@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "BranchError",
     "DraftError",
     "FxrayError",
     "FxrayWarning",
     "MissingExtraError",
+    "NoGraphError",
     "NotARunError",
     "NotSavedError",
     "PictureError",
@@ -43,8 +45,25 @@ class TraceError(FxrayError, RuntimeError):
     """The model cannot be traced; the message names the user's file and line."""
 
 
+class NoGraphError(TraceError):
+    """The forward does what no graph can hold; the message names file and line."""
+
+
 class SpecialisationError(TraceError):
     """A traced graph was called with something it was not traced for."""
+
+
+class BranchError(SpecialisationError):
+    """A branch goes another way, or a number that Python took is another, than when traced.
+
+    Attributes:
+        where: `file:line` of the user's branch.
+        number: whether it is a number with a fraction, which hardly ever comes again.
+    """
+
+    def __init__(self, message: str, where: str = "", *, number: bool = False) -> None:
+        super().__init__(message)
+        self.where, self.number = where, number
 
 
 class UnknownNameError(FxrayError, KeyError):

@@ -16,11 +16,16 @@ import torch
 from torch.utils import _pytree as pytree
 
 __all__ = [
+    "CHECKPOINT_GENERATOR",
+    "COMPILED_CALL",
+    "assertion",
     "backward_is_running",
     "check",
+    "current_function_mode",
     "enter_autocast",
     "exit_autocast",
     "function_level",
+    "has_backward_hooks",
     "has_forward_hooks",
     "pytree",
     "set_grad_enabled",
@@ -29,14 +34,27 @@ __all__ = [
 
 _NAMES = (
     "torch.utils._pytree.tree_flatten_with_path",
+    "torch._assert",
     "torch._C._set_grad_enabled",
     "torch._C._current_graph_task_id",
     "torch._C._functorch.maybe_current_level",
     "torch.amp.autocast_mode._enter_autocast",
     "torch.amp.autocast_mode._exit_autocast",
     "torch.fx._symbolic_trace._wrapped_fns_to_patch",
+    "torch.overrides._get_current_function_mode",
+    "torch.utils.checkpoint._checkpoint_without_reentrant_generator",
 )
 
+COMPILED_CALL = "_compiled_call_impl"
+"""Where a module keeps what `Module.compile` made; asked for at its every call."""
+
+CHECKPOINT_GENERATOR = "_checkpoint_without_reentrant_generator"
+"""What `torch.utils.checkpoint.checkpoint` looks up and runs around a region."""
+
+current_function_mode: Any = torch.overrides._get_current_function_mode
+"""Returns the innermost `TorchFunctionMode` of this thread, None where there is none."""
+
+assertion: Any = torch._assert
 set_grad_enabled: Any = torch._C._set_grad_enabled
 enter_autocast: Any = torch.amp.autocast_mode._enter_autocast
 exit_autocast: Any = torch.amp.autocast_mode._exit_autocast
@@ -53,6 +71,11 @@ def backward_is_running() -> bool:
 def has_forward_hooks(module: torch.nn.Module) -> bool:
     """Return whether anyone registered a forward hook or pre-hook on `module` itself."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def has_backward_hooks(module: torch.nn.Module) -> bool:
+    """Return whether anyone registered a backward hook or pre-hook on `module` itself."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
 def function_level() -> int | None:

@@ -63,12 +63,22 @@ class Xray:
         model: the model to see into; never changed.
         args: positional arguments of an example call.
         kwargs: keyword arguments of it.
-        frontend: `"execution"` or `"symbolic"` forces a way of tracing; None takes
-            execution where there is an input.
+        frontend: `"execution"`, `"symbolic"` or `"interposed"` forces a way of tracing; None
+            takes execution where there is an input, and runs the model itself, interposed,
+            in a mode that no graph can hold.
+        sizes: by argument, the dims whose size is to be shown free before anything runs:
+            `{"input_ids": (0, 1)}`. Dim 0 is, where the inputs share it, of every argument
+            not named here; any other size is freed by the calls that come.
+        examples: further calls to take, at other sizes or laid out otherwise, each as
+            `inputs` takes them; what they need is traced at once, in both modes.
+        gradients: whether the graphs are verified by their gradients too, not by their
+            outputs alone.
+        strict: whether every one of `report.reservations` is an error.
         defaults: what the draft keeps by type of op, unless told otherwise.
 
     Raises:
-        TraceError: the model cannot be traced, or the input does not fit.
+        TraceError: the model cannot be traced, or the input does not fit; with `strict`,
+            also what is less than a graph for every call, bit-equal to the model.
         TypeError: `model` is no `nn.Module`.
     """
 
@@ -79,11 +89,22 @@ class Xray:
         kwargs: Mapping[str, Any] | None = None,
         *,
         frontend: str | None = None,
+        sizes: Mapping[str, Sequence[int] | int] | None = None,
+        examples: Sequence[Any] = (),
+        gradients: bool = True,
+        strict: bool = False,
         defaults: DefaultTable = DEFAULTS,
     ) -> None:
         self._args, self._kwargs = tuple(args), dict(kwargs or {})
-        self._frontend, self._defaults = frontend, defaults
-        self._traced = trace_model(model, self._args, self._kwargs, frontend=frontend)
+        self._defaults = defaults
+        self._options: dict[str, Any] = {
+            "frontend": frontend,
+            "sizes": sizes,
+            "examples": [_call_of(example) for example in examples],
+            "gradients": gradients,
+            "strict": strict,
+        }
+        self._traced = trace_model(model, self._args, self._kwargs, **self._options)
         self._draft = Draft(self.architecture, model, defaults)
 
     # ------------------------------------------------------------------ model and input
@@ -98,7 +119,7 @@ class Xray:
 
     @model.setter
     def model(self, model: nn.Module) -> None:
-        self._retrace(trace_model(model, self._args, self._kwargs, frontend=self._frontend))
+        self._retrace(trace_model(model, self._args, self._kwargs, **self._options))
 
     @property
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -112,7 +133,7 @@ class Xray:
     @inputs.setter
     def inputs(self, inputs: Any) -> None:
         args, kwargs = _call_of(inputs)
-        self._retrace(trace_model(self.model, args, kwargs, frontend=self._frontend))
+        self._retrace(trace_model(self.model, args, kwargs, **self._options))
         self._args, self._kwargs = args, kwargs
 
     def _retrace(self, traced: Traced) -> None:
@@ -133,12 +154,19 @@ class Xray:
 
     @property
     def architecture(self) -> Architecture:
-        """Every op of the model, by path; also by type key or fx name."""
+        """Every op of the model, by path; also by type key or fx name.
+
+        It grows with ops that a later call was the first to run: another branch, a layer
+        that is skipped at random.
+        """
         return self._traced.architecture
 
     @property
     def report(self) -> Report:
-        """How the model was traced, what was fixed, and how far it was verified."""
+        """How the model was traced, what was fixed, how far it was verified, what came since.
+
+        Prints as a block of lines; `report.to_dict()` is plain data.
+        """
         return self._traced.report
 
     @property
@@ -156,6 +184,7 @@ class Xray:
     @property
     def draft(self) -> Draft:
         """What will be kept of every op, to edit; setting a dict replaces what it names."""
+        self._draft.extend(self.architecture)
         return self._draft
 
     @draft.setter
@@ -175,15 +204,15 @@ class Xray:
         Returns:
             Paths of the ops marked, in graph order.
         """
-        return self._draft.mark(what, **words)
+        return self.draft.mark(what, **words)
 
     def unmark(self, what: Any, *kinds: str) -> tuple[str, ...]:
         """Keep `kinds` (all unless given) of what `what` means no longer, as in `mark`."""
-        return self._draft.unmark(what, *kinds)
+        return self.draft.unmark(what, *kinds)
 
     def estimate(self, steps: int) -> Estimate:
         """Return what recording `steps` training steps will cost, roughly; runs nothing."""
-        return self._draft.estimate(steps)
+        return self.draft.estimate(steps)
 
     def rewrite(self) -> RewrittenModule:
         """Return the model as a `torch.fx.GraphModule` with capture nodes, to train.
@@ -191,7 +220,7 @@ class Xray:
         It runs over the model's own parameters, and follows this Xray: a mark made later
         takes effect at its next forward.
         """
-        return rewrite(self._traced.module, self.architecture, self._draft)
+        return rewrite(self._traced.module, self.draft)
 
     # ------------------------------------------------------------------ to look at
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
@@ -13,6 +14,7 @@ from fxray.capture.rows import OpenRow, Stream, StreamKey
 from fxray.capture.sites import Due, Site, Sites, array_name
 from fxray.capture.steps import Forward
 from fxray.torch_private import backward_is_running, function_level
+from fxray.tracing.regions import recomputed_later
 from fxray.tracing.results import tensor_items
 
 if TYPE_CHECKING:
@@ -127,6 +129,10 @@ class Intake:
             return False
         return True
 
+    def group(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context whose forwards are one step; one that is open already goes on."""
+        return contextlib.nullcontext() if self._steps.grouped else self._steps.group()
+
     @_absorbed
     def _begin(self, *, training: bool) -> _Now | None:
         if self._net.captures is not self._sites.captures:
@@ -144,12 +150,27 @@ class Intake:
         for site in due.sites:
             if site.capture.kind != "weight_grad" or trains:
                 self._tally.due(site)
+            if site.capture.kind == "weight_grad" and trains:
+                self._awaited.update(((site.key, name), site) for name in site.op.parameters)
+        self._put_weights(now)
+        return now
+
+    def _put_weights(self, now: _Now) -> None:
+        for site in now.due.sites:
             if site.capture.kind == "weight":
                 for name, parameter in site.parameters(self._net):
                     self._put(site, now.rows[site.lane], parameter, parameter=name)
-            elif site.capture.kind == "weight_grad" and trains:
-                self._awaited.update(((site.key, name), site) for name in site.op.parameters)
-        return now
+
+    def begin_again(self) -> None:
+        """Forget what the forward begun last has handed over: it ended half-way, begins anew."""
+        if self._now is not None and not self._closed:
+            self._begin_again(self._now)
+
+    @_absorbed
+    def _begin_again(self, now: _Now) -> None:
+        for row in now.rows.values():
+            row.clear()
+        self._put_weights(now)
 
     def _seal_old(self, forward: Forward) -> None:
         """Write the rows whose second next forward begins, whatever they still miss."""
@@ -184,7 +205,16 @@ class Intake:
 
     def receive(self, path: str, kinds: tuple[str, ...], value: Any) -> None:
         """Take what the op at `path` was given or gave."""
-        if self._now is not None and not self._closed and not backward_is_running():
+        if self._closed:
+            return
+        if backward_is_running():
+            region = recomputed_later()
+            if region is not None and region.later and "grad" in kinds:
+                for item, tensor in tensor_items(value):
+                    take = region.later.get((id(self), path, item))
+                    if take is not None and tensor.requires_grad:
+                        take(tensor)
+        elif self._now is not None:
             self._receive(self._now, path, kinds, value)
 
     @_absorbed
@@ -228,11 +258,20 @@ class Intake:
 
     def _await_gradient(self, site: Site, row: OpenRow, tensor: torch.Tensor, item: str) -> None:
         self._tally.reached(site)
-        if not tensor.requires_grad:
-            return
         name = array_name(*site.key, item)
-        row.expected.add(name)
+        if tensor.requires_grad:
+            row.expected.add(name)
+            self._hook(site, row, name, item, tensor)
+            return
+        region = recomputed_later()
+        if region is not None and region.runs_again:
+            # A reentrant checkpoint runs without autograd first; the tensor that has the
+            # gradient is the one that its backward computes again.
+            row.expected.add(name)
+            later = functools.partial(self._hook, site, row, name, item)
+            region.later[id(self), site.key[0], item] = later
 
+    def _hook(self, site: Site, row: OpenRow, name: str, item: str, tensor: torch.Tensor) -> None:
         def take(gradient: torch.Tensor) -> None:
             if not self._closed:
                 self._take_gradient(site, row, gradient, name=name, item=item)

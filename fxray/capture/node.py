@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import fx
+
+if TYPE_CHECKING:
+    import contextlib
 
 __all__ = ["Receiver", "capture", "connect", "disconnect", "new_handle", "receiver_of"]
 
@@ -19,8 +22,16 @@ class Receiver(Protocol):
         """Count a forward that begins; return whether anything is due in it."""
         ...
 
+    def begin_again(self) -> None:
+        """Forget what the forward begun last has handed over: it ended half-way, begins anew."""
+        ...
+
     def receive(self, path: str, kinds: tuple[str, ...], value: Any) -> None:
         """Take what the op at `path` was given or gave."""
+        ...
+
+    def group(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context whose forwards are one step; one that is open already goes on."""
         ...
 
     def finish(self) -> None:

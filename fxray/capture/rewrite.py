@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
+from fxray.capture.interpose import method_of, run_interposed
 from fxray.capture.node import capture, new_handle, receiver_of
-from fxray.tracing.module import Program, TracedModule, compile_graph, copy_graph, mode_name
+from fxray.tracing.codegen import compile_graph, copy_graph
+from fxray.tracing.module import TracedModule
 from fxray.tracing.ops import path_of
+from fxray.tracing.program import MODES, Runner, mode_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Sequence
 
     from fxray.architecture import Architecture
     from fxray.draft import Capture, Draft
+    from fxray.tracing.family import Family
+    from fxray.tracing.survey import Survey
 
 __all__ = ["RewrittenModule", "erase_captures", "insert_captures", "rewrite"]
 
@@ -76,19 +81,14 @@ class RewrittenModule(TracedModule):
     """
 
     def __init__(
-        self,
-        original: nn.Module,
-        programs: Mapping[str, Program],
-        architecture: Architecture,
-        captures: tuple[Capture, ...],
-        draft: Draft | None = None,
+        self, family: Family, captures: tuple[Capture, ...], draft: Draft | None = None
     ) -> None:
+        super().__init__(family)
         self.__dict__["_handle"] = new_handle()
-        self.__dict__["_architecture"] = architecture
         self.__dict__["_captures"] = captures
         self.__dict__["_draft"] = draft
         self.__dict__["_draft_version"] = draft.version if draft is not None else 0
-        super().__init__(original, programs)
+        self.__dict__["_instrumented"] = {}
 
     @property
     def handle(self) -> int:
@@ -96,10 +96,14 @@ class RewrittenModule(TracedModule):
         return int(self.__dict__["_handle"])
 
     @property
+    def survey(self) -> Survey:
+        """Every op seen so far, in graphs and in interposed calls."""
+        return self.family.survey
+
+    @property
     def architecture(self) -> Architecture:
         """Every op of the model."""
-        found: Architecture = self.__dict__["_architecture"]
-        return found
+        return self.family.architecture
 
     @property
     def captures(self) -> tuple[Capture, ...]:
@@ -108,58 +112,49 @@ class RewrittenModule(TracedModule):
         found: tuple[Capture, ...] = self.__dict__["_captures"]
         return found
 
-    @property
-    def graph(self) -> fx.Graph:
-        """The fx graph of the current mode, capture nodes and all."""
-        if "_instrumented" not in self.__dict__:
-            return super().graph
+    def _handed_out(self, mode: str) -> tuple[fx.Graph, str]:
         self._follow_draft()
-        return self.graphs[mode_name(training=self.training)]
+        graph, _, code = self._instrument(self._first(mode))
+        self.__dict__["_handed"] = (mode, graph, code, tuple(node.target for node in graph.nodes))
+        return graph, code
 
-    @graph.setter
-    def graph(self, graph: fx.Graph) -> None:
-        begun = "_programs" in self.__dict__  # else GraphModule.__init__ sets an empty one
-        bare = erase_captures(graph) if begun else graph
-        TracedModule.graph.fset(self, bare)  # type: ignore[attr-defined]
-
-    @property
-    def code(self) -> str:
-        """The Python code of the current mode's graph, capture nodes and all."""
-        self._follow_draft()
-        return super().code
+    def _edit(self, mode: str, graph: fx.Graph) -> None:
+        super()._edit(mode, erase_captures(graph))
+        self.__dict__["_instrumented"] = {}
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:
-        """Every fx graph: by mode with captures, and `"train.bare"`, `"eval.bare"` without."""
+        """Every fx graph: by name with captures, and `"train.bare"`, `"eval.bare"` without."""
         bare = super().graphs
         if "_instrumented" not in self.__dict__:
             return bare
         self._follow_draft()
-        named = {f"{mode}.bare": graph for mode, graph in bare.items()}
-        return {**self.__dict__["_instrumented"], **named}
+        runners = [runner for mode in MODES for runner in self.family.of(mode)]
+        graphs = {runner.program.name: self._instrument(runner)[0] for runner in runners}
+        named = {f"{name}.bare": graph for name, graph in bare.items()}
+        return {**{name: graphs[name] for name in bare}, **named}
 
-    def recompile(self) -> Any:
-        """Make the code of both the bare and the instrumented graphs anew."""
-        result = super().recompile()
-        if "_programs" in self.__dict__:
-            self._instrument()
-        return result
-
-    def _instrument(self) -> None:
-        captures, handle = self.__dict__["_captures"], self.handle
-        bare = {mode: program.graph for mode, program in self.programs.items()}
-        graphs = {m: insert_captures(g, captures, handle) for m, g in bare.items()}
-        compiled = {mode: compile_graph(graph) for mode, graph in graphs.items()}
-        self.__dict__["_instrumented"] = graphs
-        self.__dict__["_recording_forwards"] = {m: run for m, (run, _) in compiled.items()}
-        self.__dict__["_codes"] = {m: code for m, (_, code) in compiled.items()}
+    def _instrument(self, runner: Runner) -> _Instrumented:
+        """Return the graph of a runner with captures, its function and its code."""
+        made: dict[str, tuple[fx.Graph, _Instrumented]] = self.__dict__["_instrumented"]
+        bare, name = runner.program.graph, runner.program.name
+        held, found = made.get(name, (None, None))
+        if found is None or held is not bare:
+            graph = insert_captures(bare, self.__dict__["_captures"], self.handle)
+            found = (graph, *compile_graph(graph))
+            made[name] = (bare, found)
+        return found
 
     def _follow_draft(self) -> None:
         draft = self.__dict__["_draft"]
         if draft is not None and draft.version != self.__dict__["_draft_version"]:
             self.__dict__["_captures"] = draft.captures()
             self.__dict__["_draft_version"] = draft.version
-            self._instrument()
+            self.__dict__["_instrumented"] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+        return method_of(self, name, found) if "_handle" in self.__dict__ else found
 
     # Under torch.compile no Python of ours would run between compiled steps, and nothing would
     # be counted or captured, in silence. Until captures are compiled too, this stays eager:
@@ -169,24 +164,36 @@ class RewrittenModule(TracedModule):
     )
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mode = mode_name(training=self.training)
-        inputs = self._inputs(mode, args, kwargs)
         receiver = receiver_of(self.handle)
         if receiver is None:
-            return self._run(self._forwards, mode, inputs)
+            return super()._call(args, kwargs)
         self._follow_draft()
-        if not receiver.begin(training=self.training):
-            return self._run(self._forwards, mode, inputs)
+        due: bool | None = None
+
+        def record(runner: Runner, inputs: Sequence[Any]) -> Any:
+            nonlocal due
+            if due is None:
+                due = receiver.begin(training=self.training)
+            elif due:
+                receiver.begin_again()
+            return runner.run(inputs, self._instrument(runner)[1] if due else None)
+
         try:
-            return self._run(self._recording_forwards, mode, inputs)
+            found, out = self._run_graph(mode, args, kwargs, record)
+            if found:
+                return out
+            return run_interposed(self, lambda: self._original(*args, **kwargs), begun=due)
         finally:
-            receiver.finish()
+            if due:
+                receiver.finish()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (self._original, self._programs, self.architecture, self.captures)
-        return RewrittenModule, state
+        return RewrittenModule, (self.family, self.captures)
 
 
-def rewrite(module: TracedModule, architecture: Architecture, draft: Draft) -> RewrittenModule:
+_Instrumented = tuple[fx.Graph, "Callable[..., Any]", str]
+
+
+def rewrite(module: TracedModule, draft: Draft) -> RewrittenModule:
     """Return a module that runs as `module` and captures what `draft` says."""
-    programs = module.programs
-    return RewrittenModule(module.original, programs, architecture, draft.captures(), draft)
+    return RewrittenModule(module.family, draft.captures(), draft)

@@ -82,6 +82,15 @@ class OpenRow:
         """Whether nothing more is to come."""
         return self.all_expected and not self.expected
 
+    def clear(self) -> None:
+        """Forget what has come, and what was to come of it."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
+        self.expected.clear()
+        self.infos.clear()
+        self.records.clear()
+
     def put(self, info: ArrayInfo, record: Record) -> None:
         """Take the record of one array."""
         self.infos[info.name] = info

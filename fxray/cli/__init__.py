@@ -1,4 +1,4 @@
-"""The `fxray` command: a demo, and what a run holds, as text and as pictures."""
+"""The `fxray` command: a demo, your own models, and what a run holds, as text and pictures."""
 
 from fxray.cli.entry import main
 

@@ -10,7 +10,7 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-from fxray.cli import demo, plot, render, runs, show
+from fxray.cli import demo, plot, render, runs, show, trace
 from fxray.cli.command import Parser, examples_text
 from fxray.errors import FxrayError, FxrayWarning, nearest
 from fxray.version import VERSION
@@ -19,11 +19,19 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     command.name: command
-    for command in (demo.COMMAND, runs.COMMAND, show.COMMAND, plot.COMMAND, render.COMMAND)
+    for command in (
+        demo.COMMAND,
+        trace.COMMAND,
+        runs.COMMAND,
+        show.COMMAND,
+        plot.COMMAND,
+        render.COMMAND,
+    )
 }
 
 _EXAMPLES = (
     ("fxray demo", "train a small network and look inside it"),
+    ("fxray trace model.py:Net --input 2x3x32x32", "trace a model of your own, and draw it"),
     ("fxray runs", "list what was recorded in ./runs or ./fxray-demo/runs"),
     ("fxray show relu --step 40", "print what the layer put out"),
     ("fxray plot conv1", "draw its weights"),

@@ -111,6 +111,16 @@ class Draft(MutableMapping[str, Entry]):
     def _changed(self) -> None:
         self._version += 1
 
+    def extend(self, architecture: Architecture) -> None:
+        """Take in the ops of an architecture that has grown; of new ones nothing is kept yet."""
+        if architecture is self._architecture:
+            return
+        self._architecture = architecture
+        self._layout = Layout(architecture, self._torch_types())
+        for op in architecture.values():
+            if op.path not in self._entries:
+                self._entries[op.path] = Entry(op, dict.fromkeys(KINDS, Keep()), self._changed)
+
     @property
     def version(self) -> int:
         """A number that grows with every change."""

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxray.torch_private import pytree
+from fxray.torch_private import assertion
 from fxray.tracing.ops import info_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fxray.tracing.execution import WrittenGraph
+    from fxray.tracing.written import WrittenGraph
 
-__all__ = ["batch_size", "difference", "drop_settled_guards", "far_from", "resize"]
+
+__all__ = ["batch_size", "difference", "far_from", "mark_live_guards", "resize"]
 
 
 _SHAPED_BY_DATA = frozenset(
@@ -32,12 +33,16 @@ def batch_size(tensors: Sequence[torch.Tensor]) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def resize(tensor: torch.Tensor, size: int) -> torch.Tensor:
-    """Return a tensor like `tensor` with `size` rows along dim 0, its rows repeated in turn."""
-    if not tensor.dim() or not tensor.shape[0]:
+def resize(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """Return a tensor like `tensor` with `size` slices along `dim`, repeated in turn."""
+    if not tensor.shape[dim]:
         return tensor.detach().clone()
-    rows = torch.arange(size, device=tensor.device) % tensor.shape[0]
-    return tensor.detach()[rows].clone()
+    kept = torch.arange(size, device=tensor.device) % tensor.shape[dim]
+    made = tensor.detach().index_select(dim, kept)
+    if tensor.dim() == 4 and not tensor.is_contiguous():
+        # A forward may look at that, and at nothing else of how memory is laid out.
+        made = made.contiguous(memory_format=torch.channels_last)
+    return made
 
 
 def far_from(size: int) -> int:
@@ -72,24 +77,16 @@ def difference(one: WrittenGraph, other: WrittenGraph) -> str | None:
     return None
 
 
-def drop_settled_guards(one: WrittenGraph, other: WrittenGraph) -> None:
-    """Erase from the graph of `one` the guards that its checked sizes settle already.
+def mark_live_guards(one: WrittenGraph, other: WrittenGraph) -> None:
+    """Mark in `one` the guards that other sizes may fail: what the report tells of.
 
-    A comparison whose numbers did not change with the batch depends only on sizes
-    that every call is checked for; unless some size follows the data.
+    A comparison whose numbers are the same in both depends only on sizes that every call
+    is checked for; unless some size follows the data.
     """
-    if any(map(_shaped_by_data, one.graph.nodes)):
-        return
-    settled = [
-        a
-        for a, b in zip(one.graph.nodes, other.graph.nodes, strict=True)
-        if "fxray_guard" in a.meta and a.meta["fxray_guard"] == b.meta["fxray_guard"]
-    ]
-    for guard in settled:
-        comparison = guard.args[0]
-        one.graph.erase_node(guard)
-        if isinstance(comparison, fx.Node) and not comparison.users:
-            one.graph.erase_node(comparison)
+    by_data = any(map(_shaped_by_data, one.graph.nodes))
+    for a, b in zip(one.graph.nodes, other.graph.nodes, strict=True):
+        if "fxray_guard" in a.meta and (by_data or a.meta["fxray_guard"] != b.meta["fxray_guard"]):
+            a.meta["fxray_live"] = True
 
 
 def _shaped_by_data(node: fx.Node) -> bool:
@@ -102,26 +99,28 @@ def _shaped_by_data(node: fx.Node) -> bool:
 
 
 def _same_arguments(a: fx.Node, b: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> bool:
-    ours, our_tree = pytree.tree_flatten((a.args, dict(a.kwargs)), is_leaf=_is_slice)
-    theirs, their_tree = pytree.tree_flatten((b.args, dict(b.kwargs)), is_leaf=_is_slice)
-    if our_tree != their_tree:
-        return False
-    return all(_same_argument(x, y, twin) for x, y in zip(ours, theirs, strict=True))
-
-
-def _is_slice(value: Any) -> bool:
-    return isinstance(value, slice)
+    if a.target is assertion:  # what torchvision asserts sizes by; its message names one
+        return _same_argument(a.args[0], b.args[0], twin)
+    return _same_argument(a.args, b.args, twin) and _same_argument(a.kwargs, b.kwargs, twin)
 
 
 def _same_argument(x: Any, y: Any, twin: Mapping[fx.Node, fx.Node]) -> bool:
     if isinstance(x, fx.Node):
         return twin.get(x) is y
-    if isinstance(x, slice) and isinstance(y, slice):
-        parts = ("start", "stop", "step")
-        return all(_same_argument(getattr(x, p), getattr(y, p), twin) for p in parts)
-    if isinstance(x, float) and isinstance(y, float) and math.isnan(x) and math.isnan(y):
-        return True
-    return type(x) is type(y) and bool(x == y)
+    if type(x) is not type(y):
+        return False
+    if isinstance(x, slice):
+        x, y = (x.start, x.stop, x.step), (y.start, y.stop, y.step)
+    if isinstance(x, dict):
+        if [*x] != [*y]:
+            return False
+        x, y = [*x.values()], [*y.values()]
+    if isinstance(x, (tuple, list)):
+        return len(x) == len(y) and all(
+            _same_argument(v, w, twin) for v, w in zip(x, y, strict=True)
+        )
+    both_nan = isinstance(x, float) and math.isnan(x) and math.isnan(y)
+    return both_nan or bool(x == y)
 
 
 def _same_attribute(

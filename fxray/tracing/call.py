@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import enum
 import inspect
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,108 +12,15 @@ import torch
 from fxray.architecture import TensorSpec
 from fxray.errors import SpecialisationError, TraceError
 from fxray.torch_private import pytree
+from fxray.tracing.leaf import NEVER, PLAIN, Leaf, same_constant, short_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CallSpec", "Leaf", "bind"]
+__all__ = ["CallSpec", "Passed", "Varying", "bind", "passed_as"]
 
-_PLAIN = (
-    int,
-    float,
-    complex,
-    bool,
-    str,
-    bytes,
-    type(None),
-    enum.Enum,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-)
-
-
-@attrs.frozen
-class Leaf:
-    """One leaf of the arguments.
-
-    Attributes:
-        path: argument name, then the keys that lead to it, e.g. `"batch.image"`.
-        spec: shape and dtype when traced, for a tensor; else None.
-        constant: the value, for anything that is no tensor.
-        free: the dims whose size may differ from call to call.
-        dtype: the dtype it must have, None where the forward never looked at one.
-        device: the device it must be on, None where the forward never looked at one.
-    """
-
-    path: str
-    spec: TensorSpec | None = None
-    constant: Any = None
-    free: frozenset[int] = frozenset()
-    dtype: torch.dtype | None = None
-    device: torch.device | None = None
-
-    def check(self, value: object) -> None:
-        """Raise SpecialisationError unless `value` fits what was traced here."""
-        if self.spec is None:
-            if not _same(self.constant, value):
-                msg = (
-                    f"argument {self.path!r} was {_short(self.constant)} when the model was "
-                    f"traced and is {_short(value)} now; trace again with this value"
-                )
-                raise SpecialisationError(msg)
-            return
-        if not isinstance(value, torch.Tensor):
-            msg = (
-                f"argument {self.path!r} was a tensor {self.spec} when the model was traced "
-                f"and is {_short(value)} now; trace again with this value"
-            )
-            raise SpecialisationError(msg)
-        self._check_shape(value.shape)
-        for what in ("dtype", "device"):
-            then, now = getattr(self, what), getattr(value, what)
-            if then is not None and then != now:
-                msg = (
-                    f"{what} of argument {self.path!r} was {then} when the model was traced and is "
-                    f"{now} now, and the forward looks at the {what} of a tensor; trace again"
-                )
-                raise SpecialisationError(msg)
-
-    def _check_shape(self, shape: torch.Size) -> None:
-        if self.spec is None:
-            return
-        if len(shape) != len(self.spec.shape) or any(
-            n != m and dim not in self.free
-            for dim, (n, m) in enumerate(zip(shape, self.spec.shape, strict=True))
-        ):
-            sizes = ", ".join(
-                "any" if dim in self.free else str(n) for dim, n in enumerate(self.spec.shape)
-            )
-            msg = (
-                f"argument {self.path!r} has shape {tuple(shape)}; the model was traced for "
-                f"({sizes}) and no other size was shown to give the same graph. "
-                "Trace again with an input of this shape"
-            )
-            raise SpecialisationError(msg)
-
-
-def _same(old: object, new: object) -> bool:
-    if old is new:
-        return True
-    if isinstance(new, torch.Tensor) or type(old) is not type(new):
-        return False
-    try:
-        return bool(old == new)
-    except Exception:  # noqa: BLE001 - a foreign __eq__ may raise anything; then they differ
-        return False
-
-
-def _short(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor {TensorSpec.of(value)}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+Varying = tuple[tuple[int, int, int], ...]
+"""Sizes of a call that a layout was not traced for: (index of the leaf, dim, size)."""
 
 
 def bind(
@@ -131,12 +36,44 @@ def bind(
     return dict(bound.arguments)
 
 
-def call_with(
-    signature: inspect.Signature, arguments: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the (args, kwargs) that pass `arguments`; the inverse of `bind`."""
-    bound = inspect.BoundArguments(signature, OrderedDict(arguments))
-    return bound.args, bound.kwargs
+def passed_as(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Passed:
+    """Return how a call passed its arguments, to pass others alike."""
+    positional: list[str] = []
+    for index, (name, parameter) in enumerate(signature.parameters.items()):
+        if parameter.kind == parameter.VAR_POSITIONAL or index < len(args):
+            positional.append(name)
+        if parameter.kind == parameter.VAR_POSITIONAL:
+            break
+    return Passed(signature, tuple(positional), tuple(kwargs))
+
+
+@attrs.frozen
+class Passed:
+    """By position, by keyword or not at all: a forward may tell them apart.
+
+    Attributes:
+        signature: of the forward.
+        positional: names of the arguments passed by position.
+        keywords: those passed by keyword, in order.
+    """
+
+    signature: inspect.Signature
+    positional: tuple[str, ...]
+    keywords: tuple[str, ...]
+
+    def call(self, arguments: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the (args, kwargs) that pass `arguments`, as `bind` gave them, alike."""
+        kinds = {name: p.kind for name, p in self.signature.parameters.items()}
+        args: list[Any] = []
+        for name in self.positional:
+            several = kinds[name] == inspect.Parameter.VAR_POSITIONAL
+            args.extend(arguments[name] if several else [arguments[name]])
+        rest = [n for n, kind in kinds.items() if kind == inspect.Parameter.VAR_KEYWORD]
+        further = arguments.get(rest[0], {}) if rest else {}
+        named = {n: further[n] if n in further else arguments[n] for n in self.keywords}
+        return tuple(args), named
 
 
 @attrs.frozen
@@ -176,7 +113,7 @@ class CallSpec:
             if isinstance(value, torch.Tensor):
                 leaves.append(Leaf(path, spec=TensorSpec.of(value)))
                 continue
-            if not isinstance(value, _PLAIN) and _holds_tensor(value):
+            if not isinstance(value, PLAIN) and _holds_tensor(value):
                 msg = (
                     f"argument {path!r} is a {type(value).__qualname__} that holds tensors "
                     "fxray cannot see; pass them as tensors, or in a tuple, list or dict, or "
@@ -226,6 +163,72 @@ class CallSpec:
                 tensors.append(value)
         return tensors
 
+    def varying(self, arguments: Mapping[str, Any]) -> Varying | None:
+        """Return the sizes of a call that are not accepted yet, if nothing else differs.
+
+        None where the call is laid out otherwise, or a constant, a rank or anything else
+        that is required of a tensor is another; empty where the call fits as it is.
+        """
+        flat, tree = pytree.tree_flatten(dict(arguments))
+        if tree != self.tree:
+            return None
+        found: list[tuple[int, int, int]] = []
+        for index, (leaf, value) in enumerate(zip(self.leaves, flat, strict=True)):
+            if leaf.spec is not None and isinstance(value, torch.Tensor):
+                if value.dim() != len(leaf.spec.shape):
+                    return None
+                new = [(d, n) for d, n in enumerate(value.shape) if not leaf.accepts(d, n)]
+                found += [(index, dim, size) for dim, size in new]
+                leaf = leaf.with_shown(dict(new), NEVER)  # noqa: PLW2901 - all but the sizes
+            try:
+                leaf.check(value)
+            except SpecialisationError:
+                return None
+        return tuple(found)
+
+    def with_shown(self, varying: Varying, free_after: int = 3) -> CallSpec:
+        """Return the layout that accepts these sizes too, as `varying` gave them.
+
+        A dim with `free_after` distinct sizes in all, the traced one included, is free from
+        then on; sizes 0 and 1 are special to many models and stay to be shown.
+        """
+        by_leaf: dict[int, dict[int, int]] = {}
+        for index, dim, size in varying:
+            by_leaf.setdefault(index, {})[dim] = size
+        leaves = tuple(
+            leaf.with_shown(by_leaf[index], free_after) if index in by_leaf else leaf
+            for index, leaf in enumerate(self.leaves)
+        )
+        return attrs.evolve(self, leaves=leaves)
+
+    def grown_since(self, before: CallSpec) -> tuple[tuple[int, int], ...]:
+        """Return (tensor, dim) of what is taken to be free and was not `before`."""
+        pairs = zip(self.tensor_leaves, before.tensor_leaves, strict=True)
+        return tuple(
+            (index, dim)
+            for index, (now, then) in enumerate(pairs)
+            for dim in sorted(now.grown - then.grown)
+        )
+
+    def with_fixed(self, places: Sequence[tuple[int, int]]) -> CallSpec:
+        """Return the layout that never takes these (tensor, dim) to be free."""
+        leaves, index = [], 0
+        for leaf in self.leaves:
+            fixed = leaf.fixed
+            if leaf.spec is not None:
+                fixed |= {dim for i, dim in places if i == index}
+                index += 1
+            leaves.append(attrs.evolve(leaf, fixed=fixed, grown=leaf.grown - fixed))
+        return attrs.evolve(self, leaves=tuple(leaves))
+
+    def exact(self, tensors: Sequence[torch.Tensor], reads: frozenset[str]) -> CallSpec:
+        """Return the layout that requires all the forward looked at in the `tensors` it got."""
+        given = iter(tensors)
+        leaves = [
+            leaf if leaf.spec is None else leaf.exact(next(given), reads) for leaf in self.leaves
+        ]
+        return attrs.evolve(self, leaves=tuple(leaves))
+
 
 def _key_text(key: Any) -> str:
     for name in ("key", "idx", "name"):
@@ -247,10 +250,12 @@ class OpenCall:
     Attributes:
         required: names of the arguments without a default; the graph's placeholders.
         defaults: value of every other argument, which every call must leave as it is.
+        shown: the shapes at which the graph was seen to be right, None for any.
     """
 
     required: tuple[str, ...]
     defaults: Mapping[str, Any] = attrs.field(factory=dict)
+    shown: frozenset[Any] | None = frozenset()
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -269,11 +274,35 @@ class OpenCall:
             SpecialisationError: another argument differs from its default.
         """
         for name, default in self.defaults.items():
-            if name in arguments and not _same(default, arguments[name]):
+            if name in arguments and not same_constant(default, arguments[name]):
+                was, now = short_text(default), short_text(arguments[name])
                 msg = (
-                    f"argument {name!r} was left at {_short(default)} when the model was traced "
-                    f"without an input and is {_short(arguments[name])} now; trace with an input "
-                    f"that passes it: fxray.trace(model, …, {name}=…)"
+                    f"argument {name!r} was left at {was} when the model was traced without an "
+                    f"input and is {now} now; trace with an input that passes it: "
+                    f"fxray.trace(model, …, {name}=…)"
                 )
                 raise SpecialisationError(msg)
+        if self.shown is not None and _shapes(arguments) not in self.shown:
+            msg = "the graph was traced without an input, and not yet seen to be right for this one"
+            raise SpecialisationError(msg)
         return [arguments[name] for name in self.required]
+
+    def takes(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether it would take these arguments, were they shown to give the same."""
+        try:
+            attrs.evolve(self, shown=None).flatten(arguments)
+        except SpecialisationError:
+            return False
+        return True
+
+    def with_shown(self, arguments: Mapping[str, Any], free_after: int) -> OpenCall:
+        """Return the call that takes these arguments too; any, after so many shapes."""
+        shown = (self.shown or frozenset()) | {_shapes(arguments)}
+        return attrs.evolve(self, shown=None if len(shown) >= free_after else shown)
+
+
+def _shapes(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    flat, _ = pytree.tree_flatten(dict(arguments))
+    return tuple(
+        (tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else type(v) for v in flat
+    )

@@ -1,4 +1,4 @@
-"""The example input of a trace, to be had again at any batch size."""
+"""The example input of a trace, to be had again at other sizes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,39 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from fxray.errors import TraceError
+from fxray.errors import TraceError, nearest
 from fxray.tracing.batch import batch_size, resize
-from fxray.tracing.call import CallSpec, bind, call_with
+from fxray.tracing.call import CallSpec, Passed, bind, passed_as
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import nn
 
-    from fxray.tracing.execution import WrittenGraph
+__all__ = ["Example", "Size", "SizesArgument", "with_free"]
 
-__all__ = ["Example", "with_exact", "with_free_batch"]
+SizesArgument = Mapping[str, "Sequence[int] | int"]
+"""By argument, the dims whose size is to be shown free: `{"input_ids": (0, 1)}`."""
+
+
+@attrs.frozen
+class Size:
+    """One size of the input that may vary from call to call.
+
+    Attributes:
+        what: how to say it: `"batch size"`, `"size 12 (input_ids dim 1)"`.
+        given: what it is in the example.
+        dims: (tensor, dim) of every place it stands in.
+    """
+
+    what: str
+    given: int
+    dims: tuple[tuple[int, int], ...]
+
+    @property
+    def base(self) -> int:
+        """The size to look at: one row is special to many models (BatchNorm refuses it)."""
+        return max(self.given, 2)
 
 
 @attrs.frozen(eq=False)
@@ -28,19 +49,19 @@ class Example:
     """The example input.
 
     Attributes:
-        signature: of the model's forward.
+        passed: how the user passed it.
         arguments: by name, defaults filled in.
         call: how they are laid out.
         tensors: those among them, in the order the graph takes them.
-        batch: the size that dim 0 of the tensors shares, None if they share none.
+        sizes: those to be shown free: the batch, unless told otherwise.
         written: the parameters that the forward itself was seen to write.
     """
 
-    signature: inspect.Signature
+    passed: Passed
     arguments: Mapping[str, Any]
     call: CallSpec
     tensors: tuple[torch.Tensor, ...]
-    batch: int | None
+    sizes: tuple[Size, ...] = ()
     written: list[torch.Tensor] = attrs.field(factory=list)
 
     @classmethod
@@ -50,12 +71,12 @@ class Example:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         *,
-        free_batch: bool = True,
+        sizes: SizesArgument | None = None,
     ) -> Example:
         """Return the example that `args` and `kwargs` are for `model`.
 
         Raises:
-            TraceError: they do not fit its forward.
+            TraceError: they do not fit its forward, or `sizes` does not fit them.
         """
         signature = inspect.signature(model.forward)
         try:
@@ -65,50 +86,93 @@ class Example:
             raise TraceError(msg) from error
         call = CallSpec.of(arguments)
         tensors = tuple(call.flatten(arguments))
-        batch = batch_size(tensors) if free_batch else None
-        return cls(signature, arguments, call, tensors, batch)
+        passed = passed_as(signature, args, kwargs)
+        return cls(passed, arguments, call, tensors, _sizes_of(call, tensors, sizes or {}))
 
-    def sized(self, size: int | None) -> tuple[list[torch.Tensor], tuple[Any, ...], dict[str, Any]]:
-        """Return fresh copies of the tensors, at batch `size`, and the call that passes them."""
-        tensors = []
-        for tensor in self.tensors:
-            same = size is None or not tensor.dim() or size == self.batch
-            copy = tensor.detach().clone() if same else resize(tensor, int(size or 0))
-            tensors.append(copy.requires_grad_(tensor.requires_grad))
-        arguments = self.call.fill(tensors)
-        return tensors, *call_with(self.signature, arguments)
+    def without(self, sizes: Iterable[Size]) -> Example:
+        """Return the example with these sizes as they are."""
+        left = tuple(size for size in self.sizes if size not in set(sizes))
+        return attrs.evolve(self, sizes=left)
 
     @property
-    def base(self) -> int | None:
-        """The batch size to look at: one row is special to many models (BatchNorm refuses it)."""
-        return None if self.batch is None else max(self.batch, 2)
+    def base(self) -> dict[Size, int]:
+        """The sizes to look at first."""
+        return {size: size.base for size in self.sizes}
+
+    def sized(
+        self, sizes: Mapping[Size, int]
+    ) -> tuple[list[torch.Tensor], tuple[Any, ...], dict[str, Any]]:
+        """Return fresh copies of the tensors, at these sizes, and the call that passes them."""
+        wanted: dict[int, dict[int, int]] = {}
+        for size, n in sizes.items():
+            for index, dim in size.dims:
+                wanted.setdefault(index, {})[dim] = n
+        tensors = []
+        for index, tensor in enumerate(self.tensors):
+            copy = _copied(tensor)
+            for dim, n in wanted.get(index, {}).items():
+                if n != tensor.shape[dim]:
+                    copy = resize(copy, dim, n)
+            tensors.append(copy.requires_grad_(tensor.requires_grad))
+        arguments = self.call.fill(tensors)
+        return tensors, *self.passed.call(arguments)
 
 
-def with_free_batch(call: CallSpec, batch: int | None) -> CallSpec:
-    """Return the layout with dim 0 free wherever it is the batch."""
-    leaves = [
-        attrs.evolve(leaf, free=frozenset([0]))
-        if leaf.spec is not None and leaf.spec.shape and leaf.spec.shape[0] == batch
-        else leaf
-        for leaf in call.leaves
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    # clone() keeps strides (channels_last and the like), which a forward may look at.
+    return tensor.detach().clone()
+
+
+def _sizes_of(
+    call: CallSpec, tensors: Sequence[torch.Tensor], asked: SizesArgument
+) -> tuple[Size, ...]:
+    """Return the sizes to be shown free: those asked for, and the batch of the rest."""
+    paths = [leaf.path for leaf in call.tensor_leaves]
+    named: dict[int, tuple[int, ...]] = {}
+    for name, dims in asked.items():
+        indices = [i for i, path in enumerate(paths) if path == name or path.startswith(f"{name}.")]
+        if not indices:
+            near = nearest(name, paths) or paths
+            msg = f"sizes names {name!r}, which is no tensor of the input; {', '.join(near)}"
+            raise TraceError(msg)
+        for index in indices:
+            given = (dims,) if isinstance(dims, int) else tuple(dims)
+            named[index] = tuple(_dim(name, dim, tensors[index]) for dim in given)
+    found = []
+    batch = batch_size(tensors)
+    rows = [
+        (index, 0)
+        for index, tensor in enumerate(tensors)
+        if tensor.dim() and tensor.shape[0] == batch and 0 in named.get(index, (0,))
     ]
-    return attrs.evolve(call, leaves=tuple(leaves))
+    if rows and batch is not None:
+        found.append(Size("batch size", batch, tuple(rows)))
+    by_size: dict[int, list[tuple[int, int]]] = {}
+    for index, dims in named.items():
+        for dim in dims:
+            if (index, dim) not in rows:
+                by_size.setdefault(tensors[index].shape[dim], []).append((index, dim))
+    for n, places in by_size.items():
+        where = ", ".join(f"{paths[index]} dim {dim}" for index, dim in places)
+        found.append(Size(f"size {n} ({where})", n, tuple(places)))
+    return tuple(found)
 
 
-def with_exact(
-    call: CallSpec, tensors: Sequence[torch.Tensor], written: Mapping[str, WrittenGraph]
-) -> CallSpec:
-    """Return the layout that requires the traced dtype or device, if a forward looked at one."""
-    reads = frozenset().union(*(w.reads for w in written.values()))
-    given = iter(tensors)
-    leaves = []
+def _dim(name: str, dim: int, tensor: torch.Tensor) -> int:
+    if not -tensor.dim() <= dim < tensor.dim():
+        msg = f"sizes names dim {dim} of {name!r}, which has {tensor.dim()} dims"
+        raise TraceError(msg)
+    return dim % tensor.dim()
+
+
+def with_free(call: CallSpec, sizes: Iterable[Size]) -> CallSpec:
+    """Return the layout with these sizes free."""
+    places = {place for size in sizes for place in size.dims}
+    leaves, index = [], 0
     for leaf in call.leaves:
+        free = set(leaf.free)
         if leaf.spec is not None:
-            tensor = next(given)
-            leaf = attrs.evolve(  # noqa: PLW2901
-                leaf,
-                dtype=tensor.dtype if "dtype" in reads else None,
-                device=tensor.device if "device" in reads else None,
-            )
-        leaves.append(leaf)
+            free |= {dim for i, dim in places if i == index}
+            index += 1
+        leaves.append(attrs.evolve(leaf, free=frozenset(free)))
     return attrs.evolve(call, leaves=tuple(leaves))

@@ -12,37 +12,41 @@ import collections
 import operator
 import re
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from fxray.architecture import Role, TensorSpec
-from fxray.errors import TraceError
-from fxray.torch_private import set_grad_enabled
+from fxray.errors import NoGraphError
+from fxray.torch_private import has_backward_hooks, set_grad_enabled
 from fxray.tracing import runtime
-from fxray.tracing.attributes import Read, noted_reads
+from fxray.tracing.assignments import read_live, write_assignments
+from fxray.tracing.attributes import Reads, noted_reads
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
 from fxray.tracing.numbers import plain
-from fxray.tracing.ops import NodeInfo, module_fields, set_info
-from fxray.tracing.patches import patched, refused_change, short_line, user_line
+from fxray.tracing.ops import NodeInfo, info_of, module_fields, set_info
+from fxray.tracing.patches import patched, short_line, user_line
 from fxray.tracing.provenance import Provenance
 from fxray.tracing.results import fields_of, tensor_items
+from fxray.tracing.state import version_of
 from fxray.tracing.tidy import gather_inputs, prune
 from fxray.tracing.torch_calls import (
+    ANSWERS,
+    DRAWS,
     METHOD_TYPES,
+    NUMBERS,
+    OUT_OF_SIGHT,
     PYTHON_METHODS,
     READS,
     TENSOR_PROPERTIES,
-    VALUES,
     grad_mode_owner,
     is_leaf,
     qualified_name,
     writes_in_place,
 )
+from fxray.tracing.written import WrittenGraph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,48 +54,33 @@ if TYPE_CHECKING:
     from fxray.tracing.call import CallSpec
     from fxray.tracing.state import ModelState
 
-__all__ = ["GraphWriter", "WrittenGraph"]
+__all__ = ["GraphWriter"]
 
-
-@attrs.frozen
-class WrittenGraph:
-    """What one trace in one mode gave.
-
-    Attributes:
-        graph: the fx graph.
-        constants: what the graph reads as an attribute and the model does not hold.
-        returns: the nodes whose tensors each module call returned; the root as `""`.
-        inlined: paths of the modules whose forward was traced through.
-        reads: the tensor properties that the forward read (`"dtype"`, `"device"`, …).
-        attributes: the plain attributes of its modules that it read.
-        notes: what a user must know of it, as sentences without a capital.
-    """
-
-    graph: fx.Graph
-    constants: Mapping[str, Any]
-    returns: Mapping[str, tuple[fx.Node, ...]]
-    inlined: tuple[str, ...]
-    reads: frozenset[str] = frozenset()
-    attributes: tuple[Read, ...] = ()
-    notes: tuple[str, ...] = ()
+_LISTED = 256
+"""The longest list of a tensor's numbers that is guarded, number by number."""
 
 
 class GraphWriter(TorchFunctionMode):
     """Writes the graph of the one call that `write_call` makes."""
 
-    def __init__(self, model: nn.Module, state: ModelState) -> None:
+    def __init__(
+        self, model: nn.Module, state: ModelState, live: frozenset[tuple[str, str]] = frozenset()
+    ) -> None:
         super().__init__()
-        self.model, self.state = model, state
+        self.model, self.state, self.live = model, state, live
         self.graph = fx.Graph()
         self.nodes = Provenance(self.graph, model, self)
         self.returns: dict[str, tuple[fx.Node, ...]] = {}
         self.reads: set[str] = set()
         self._paths = {module: path for path, module in reversed([*model.named_modules()])}
         self._calls: collections.Counter[str] = collections.Counter()
-        self._stack: list[str] = []
+        self._stack: dict[str, tuple[str, str]] = {}  # by call: path and class
         self._inlined: dict[str, None] = {}
         self._grad_modes: dict[int, fx.Node] = {}
         self._thread = threading.get_ident()
+        self._refused: NoGraphError | None = None
+        self._given: set[int] = set()
+        self.noted: Reads | None = None
         self._paused = 0
         self._open = False
 
@@ -116,21 +105,19 @@ class GraphWriter(TorchFunctionMode):
             specs = (TensorSpec.of(tensor),)
             info = NodeInfo("input", leaf.path, "", "input", "input", outputs=specs)
             set_info(node, info)
+        self._given = {id(leaf.constant) for leaf in spec.leaves if leaf.spec is None}
+        versions = [version_of(tensor) for tensor in tensors]
         self._open = True
         try:
-            with noted_reads(self.model, self) as attributes, patched(self), self:
+            with noted_reads(self.model, self) as self.noted, patched(self), self:
                 out = call()
-                self._write_assignments()
+                if self._refused is not None:
+                    raise self._refused
+                write_assignments(self.nodes, self.state, self._paths, self)
                 self.graph.output(self.nodes.result(out))
         finally:
             self._open = False
-        if self.state.keeps_tensors():
-            msg = (
-                f"the forward of {type(self.model).__name__} keeps a tensor in a list or dict of a "
-                "module, which a graph does not do again; return it instead"
-            )
-            raise TraceError(msg)
-        notes = ["a Python cache on a module was filled"] if self.state.filled() else []
+        written = [n for n, t in enumerate(tensors) if version_of(t) != versions[n]]
         prune(self.graph)
         gather_inputs(self.graph)
         used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
@@ -141,8 +128,7 @@ class GraphWriter(TorchFunctionMode):
             self.returns,
             tuple(self._inlined),
             frozenset(self.reads),
-            tuple(attributes.values()),
-            tuple(notes),
+            inputs=tuple(written),
         )
 
     def _argument_name(self, path: str) -> str:
@@ -153,10 +139,24 @@ class GraphWriter(TorchFunctionMode):
             name += "_"
         return name
 
-    def refuse(self, what: str) -> TraceError:
+    def read(self, module: Any, name: str, value: Any) -> Any:
+        """Return a number that the forward changes, read by the graph too; else None."""
+        path = self._paths.get(module)
+        if path is None or (path, name) not in self.live:
+            return None
+        return read_live(self.nodes, module, path, name, value)
+
+    def held(self, value: object) -> bool:
+        """Return whether the model held `value`, or was given it, before the forward ran."""
+        return id(value) in self._given or self.state.holds(value)
+
+    def refuse(self, what: str) -> NoGraphError:
         """Return the error that names the user's line and says what it does there."""
         file, line = user_line()
-        return TraceError(f"{file}:{line}: {what}")
+        error = NoGraphError(f"{file}:{line}: {what}")
+        # The user's own `except` may swallow it, and the graph would be of that branch.
+        self._refused = self._refused or error
+        return error
 
     # ---------------------------------------------------------------- nodes
 
@@ -183,11 +183,7 @@ class GraphWriter(TorchFunctionMode):
     def scoped(self, node: fx.Node) -> fx.Node:
         """Note on `node` which module calls it stands in."""
         if self._stack:
-            paths = {call: call.partition("@")[0] for call in self._stack}
-            node.meta["nn_module_stack"] = {
-                call: (path, type(self.model.get_submodule(path)).__name__)
-                for call, path in paths.items()
-            }
+            node.meta["nn_module_stack"] = dict(self._stack)
         return node
 
     # ---------------------------------------------------------------- what is called
@@ -195,20 +191,47 @@ class GraphWriter(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if not self.writing or name in READS:
+        if not self.writing:
+            return func(*args, **kwargs)
+        if name in READS:
+            self.reads.add(name)
             return func(*args, **kwargs)
         if name in ("__get__", "__set__"):
             return self._property(func, name, args)
         if func is set_grad_enabled:
             return self._grad_mode(*args)
-        if name in VALUES:
+        if name in ANSWERS or name in NUMBERS:
+            return self._value(func, name, args, kwargs)
+        if name in OUT_OF_SIGHT:
             what = (
-                f"the forward takes a tensor's value into Python ({name.strip('_')}), and what it "
-                "does next may depend on it; a graph cannot hold that yet. Compute with the "
-                "tensor itself (torch.where, masks), or trace the part of the model that does not"
+                f"the forward hands a tensor's numbers to numpy or Python ({name.strip('_')}), "
+                "where a trace does not see what becomes of them"
             )
             raise self.refuse(what)
         return self.call_function(func, args, kwargs)
+
+    def _value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Run what takes a tensor's numbers into Python; write the guard that they come again.
+
+        The number itself is what the graph goes on with: Python may have used it for a loop,
+        a key or a text, which leave no trace of where it came from.
+        """
+        node_args, node_kwargs = self._arguments(args, kwargs)
+        value = self._run(func, args, kwargs)
+        if name == "tolist" and args[0].numel() > _LISTED:
+            what = f"the forward makes a Python list of {args[0].numel()} numbers of a tensor"
+            raise self.refuse(what)
+        if isinstance(func, METHOD_TYPES) or id(func) in PYTHON_METHODS:
+            node = self.graph.call_method(name, node_args, node_kwargs)
+        else:
+            node = self.graph.call_function(func, node_args, node_kwargs)
+        if _drawn(node):
+            what = f"the forward branches on a random number ({name.strip('_')})"
+            raise self.refuse(what)
+        file, line = user_line()
+        guard = self.write(runtime.guard_value, (self.scoped(node), value, f"{file}:{line}"))
+        guard.meta["fxray_guard"] = guard.meta["fxray_branch"] = name.strip("_")
+        return value
 
     def call_function(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run `func` and write it as one node."""
@@ -259,16 +282,20 @@ class GraphWriter(TorchFunctionMode):
         if path is None:  # made inside the forward: no part of the model
             return original(module, *args, **kwargs)
         call = self._next_call(path)
-        if path and is_leaf(module):
+        if has_backward_hooks(module) and not (path and is_leaf(module)):
+            what = f"a backward hook hangs on {path or 'the model'}, which a graph does not call"
+            raise self.refuse(what)
+        # One whose parameters were swapped (functional_call) computes with those.
+        if path and is_leaf(module) and not self.state.swapped(module):
             return self._call_leaf(module, call, original, args, kwargs)
         self._inlined[path] = None
         if call:
-            self._stack.append(call)
+            self._stack[call] = path, type(module).__name__
         try:
             out = original(module, *args, **kwargs)
         finally:
             if call:
-                self._stack.pop()
+                self._stack.popitem()
         self._note_returned(call, out)
         return out
 
@@ -326,7 +353,7 @@ class GraphWriter(TorchFunctionMode):
             return
         info = NodeInfo(
             role,
-            self._stack[-1] if self._stack else "",
+            next(reversed(self._stack), ""),
             op_name_of(name),
             type_of_function(name),
             target,
@@ -388,19 +415,21 @@ class GraphWriter(TorchFunctionMode):
             self._grad_modes[owner] = self.write(runtime.enter_grad_mode, (mode,))
         return set_grad_enabled(mode)
 
-    def _write_assignments(self) -> None:
-        """Write what the forward assigned to attributes; refuse what a graph cannot."""
-        for module, name, value in self.state.assigned():
-            path = self._paths.get(module, "")
-            where = f"{path}.{name}" if path else name
-            if isinstance(value, torch.Tensor):
-                if not self.nodes.knows(value):
-                    continue  # set inside a leaf, which sets it again when it runs
-                holder = self.graph.get_attr(path) if path else self.nodes.constant(module)
-                node = self.nodes.argument(value)
-                self.graph.call_function(runtime.assign, (holder, name, node))
-            elif name != "training":
-                raise refused_change(module, where)
+
+def _drawn(node: fx.Node) -> bool:
+    """Return whether a value comes from random numbers alone, and from no input."""
+    seen: set[fx.Node] = set()
+    todo, random = [node], False
+    while todo:
+        one = todo.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        if one.op == "placeholder" or (one.op == "get_attr" and info_of(one) is not None):
+            return False
+        random = random or getattr(one.target, "__name__", one.target) in DRAWS
+        todo += one.all_input_nodes
+    return random
 
 
 def _apart_from(out: torch.Tensor, args: Any) -> torch.Tensor:

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-import threading
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import nn
 
-from fxray.architecture import Architecture
-from fxray.errors import SpecialisationError, TraceError, first_line
-from fxray.torch_private import has_forward_hooks
-from fxray.tracing.batch import difference, drop_settled_guards, far_from
-from fxray.tracing.example import Example, with_exact, with_free_batch
-from fxray.tracing.execution import GraphWriter, WrittenGraph
-from fxray.tracing.module import MODES, Program, TracedModule, autocast_state, mode_name
-from fxray.tracing.ops import architecture_of
-from fxray.tracing.patches import refused_randomness
+from fxray.errors import NoGraphError, TraceError, first_line
+from fxray.tracing.example import Example, SizesArgument
+from fxray.tracing.family import LOCK, Family
+from fxray.tracing.growing import grow
+from fxray.tracing.learner import survey_call
+from fxray.tracing.module import TracedModule
 from fxray.tracing.paths import name_ops
-from fxray.tracing.report import Report, baked_values, count_ops, guards_in
-from fxray.tracing.state import ModelState, preserved_rng, training_flags
+from fxray.tracing.program import MODES, Program
+from fxray.tracing.regions import count_regions
+from fxray.tracing.report import Report, baked_values, branches_in, count_ops
+from fxray.tracing.state import alone, preserved_rng
+from fxray.tracing.survey import Survey
 from fxray.tracing.symbolic import open_call, write_symbolically
-from fxray.tracing.verify import compare
+from fxray.tracing.verify import Comparison
+from fxray.tracing.writing import Shown, notes_on, program_of, show, takes, verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from fxray.architecture import Architecture
+
 __all__ = ["FRONTENDS", "Traced", "trace_model"]
 
-FRONTENDS = ("execution", "symbolic")
+FRONTENDS = ("execution", "symbolic", "interposed")
 
-_LOCK = threading.RLock()
-"""Tracing replaces names of torch for the whole process: one trace at a time."""
+_UNSTEADY = "not verified: the model gives other numbers each time, for one input and seed"
 
 
 @attrs.frozen(eq=False)
@@ -43,27 +45,48 @@ class Traced:
     Attributes:
         model: the user's model, untouched.
         module: runs the graphs over the model's own parameters.
-        architecture: every op of both modes.
-        report: what was obtained, fixed and verified.
     """
 
     model: nn.Module
     module: TracedModule
-    architecture: Architecture
-    report: Report
+    _report: Report
+
+    @property
+    def architecture(self) -> Architecture:
+        """Every op seen so far, of both modes."""
+        return self.module.family.architecture
+
+    @property
+    def report(self) -> Report:
+        """What was obtained, fixed and verified, and what happened since."""
+        return attrs.evolve(self._report, since=tuple(self.module.family.told))
 
 
-def trace_model(
+def trace_model(  # noqa: PLR0913 - the options of Xray, each by its name
     model: nn.Module,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     frontend: str | None = None,
+    sizes: SizesArgument | None = None,
+    examples: Sequence[tuple[tuple[Any, ...], dict[str, Any]]] = (),
+    gradients: bool = True,
+    strict: bool = False,
 ) -> Traced:
     """Trace `model` as it runs on `model(*args, **kwargs)`, in train and in eval mode.
 
     Without arguments the model is traced symbolically, by torch.fx. Nothing is left
     behind: parameters, buffers, random state and flags are as before, also on error.
+
+    Args:
+        model: the model.
+        args: positional arguments of an example call.
+        kwargs: keyword arguments of it.
+        frontend: one of `FRONTENDS` to force it, None to take the first that can.
+        sizes: by argument, the dims whose size is to be shown free.
+        examples: further calls to take, at other sizes or laid out otherwise.
+        gradients: whether verifying compares gradients too.
+        strict: whether a reservation in the report is an error.
 
     Raises:
         TraceError: the model cannot be traced, or the input does not fit it.
@@ -73,14 +96,30 @@ def trace_model(
     if frontend is not None and frontend not in FRONTENDS:
         msg = f"no front end {frontend!r}; there are {', '.join(map(repr, FRONTENDS))}"
         raise ValueError(msg)
+    kwargs = dict(kwargs or {})
     given = bool(args or kwargs)
-    if frontend == "execution" and not given and inspect.signature(model.forward).parameters:
-        msg = "tracing by execution runs the model, so it needs an input: fxray.trace(model, x)"
+    if frontend not in (None, "symbolic") and not given and _takes_arguments(model):
+        msg = f"the front end {frontend!r} runs the model, so it needs an input: fxray.trace(m, x)"
         raise TraceError(msg)
-    with _LOCK:
+    with LOCK:
         if frontend == "symbolic" or (frontend is None and not given):
-            return _trace_symbolically(model, args, kwargs or {})
-        return _trace_by_execution(model, args, kwargs or {})
+            traced = _symbolically(model, tuple(args), kwargs)
+        else:
+            with torch.inference_mode(mode=False):
+                materialised = _materialise(model, args, kwargs)
+                example = Example.of(model, args, kwargs, sizes=sizes)
+                build = _Build(model, example, frontend, gradients=gradients)
+                traced = build.traced(materialised)
+        for more_args, more_kwargs in examples:
+            _take(traced, more_args, more_kwargs)
+    if strict and traced.report.reservations:
+        msg = f"strict=True, and {'; '.join(traced.report.reservations)}"
+        raise TraceError(msg)
+    return traced
+
+
+def _takes_arguments(model: nn.Module) -> bool:
+    return bool(inspect.signature(model.forward).parameters)
 
 
 def _check_model(model: object) -> None:
@@ -93,213 +132,210 @@ def _check_model(model: object) -> None:
     if getattr(model, "_orig_mod", None) is not None:
         msg = "this model is compiled; trace the model itself, then compile what rewrite() gives"
         raise TraceError(msg)
-    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        msg = f"{lazy[0]!r} has no shape yet, for the model is lazy; run it once first: model(x)"
-        raise TraceError(msg)
+
+
+def _lazy(model: nn.Module) -> list[str]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, tensor in tensors if nn.parameter.is_lazy(tensor)]
+
+
+def _materialise(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Give lazy parameters their shapes, as a first call would; return what to say of it."""
+    lazy = _lazy(model)
+    if not lazy:
+        return ""
+    training = {module: module.training for module in model.modules()}
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad(), preserved_rng():
+            model(*args, **kwargs)
+    except Exception as error:
+        msg = (
+            f"{lazy[0]!r} has no shape yet, and the model fails on this input: {first_line(error)}"
+        )
+        raise TraceError(msg) from error
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    return f"lazy parameters got their shapes ({', '.join(lazy)}), as by a first call"
+
+
+def _take(traced: Traced, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let the graphs of both modes take one more call."""
+    family = traced.module.family
+    for mode in MODES:
+        with alone(traced.model, seed=0, training=mode == MODES[0]), torch.enable_grad():
+            family.fit(mode, args, kwargs)
 
 
 # ---------------------------------------------------------------------- by execution
 
 
-def _trace_by_execution(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, free_batch: bool = True
-) -> Traced:
-    example = Example.of(model, args, kwargs, free_batch=free_batch)
-    written: dict[str, WrittenGraph] = {}
-    fixed: list[str] = []
-    batch_is_free = example.batch is not None
-    for mode in MODES:
-        first, reason = _write_mode(model, example, training=mode == MODES[0])
-        written[mode] = first
-        if reason is not None:
-            batch_is_free = False
-            fixed.append(f"batch size fixed in {mode} mode ({reason})")
-    if example.batch is None:
-        why = "the inputs share no dim 0" if free_batch else "a batch of 1 takes other branches"
-        fixed.append(f"batch size fixed ({why})")
-    graphs = {mode: w.graph for mode, w in written.items()}
-    name_ops(graphs)
-    call = with_free_batch(example.call, example.batch) if batch_is_free else example.call
-    call = with_exact(call, example.tensors, written)
-    autocast = autocast_state() if any("dtype" in w.reads for w in written.values()) else {}
-    programs = {
-        mode: Program(w.graph, call, _renamed(w, mode), w.attributes, autocast)
-        for mode, w in written.items()
-    }
-    module = TracedModule(model, programs)
-    verified = _verify(model, module, example, example.base if batch_is_free else example.batch)
-    if batch_is_free and example.batch != example.base and not _runs(model, module, example):
-        return _trace_by_execution(model, args, kwargs, free_batch=False)
-    report = Report(
-        "execution",
-        {mode: count_ops(graph) for mode, graph in graphs.items()},
-        ("batch size",) if batch_is_free else (),
-        tuple(fixed),
-        tuple(dict.fromkeys(guards_in(graphs))),
-        sum(baked_values(w.constants) for w in written.values()),
-        verified,
-        tuple(dict.fromkeys(note for w in written.values() for note in _notes(model, w))),
-    )
-    returns = {mode: w.returns for mode, w in written.items()}
-    return Traced(model, module, architecture_of(model, graphs, returns), report)
+class _Build:
+    """One trace by execution: what each mode gave, put together and verified."""
 
+    def __init__(
+        self, model: nn.Module, example: Example, frontend: str | None, *, gradients: bool
+    ) -> None:
+        self.model, self.example, self.gradients = model, example, gradients
+        self.forced = frontend == "execution"
+        self.shown: dict[str, Shown] = {}
+        self.without: dict[str, str] = {}
+        self.failed: dict[str, TraceError] = {}
+        self.programs: dict[str, Program] = {}
+        for mode in MODES:
+            if frontend == "interposed":
+                self.without[mode] = "as asked for"
+            else:
+                self._show(mode)
+        if len(self.failed) == len(MODES):
+            raise self.failed[MODES[0]]
 
-def _write_mode(
-    model: nn.Module, example: Example, *, training: bool
-) -> tuple[WrittenGraph, str | None]:
-    """Return the graph of one mode and why the batch is not free in it, if it is not.
+    def _show(self, mode: str) -> None:
+        try:
+            self.shown[mode] = show(self.model, self.example, training=mode == MODES[0])
+        except NoGraphError as error:
+            self._refuse(mode, error)
+        except TraceError as error:  # the model itself fails in this mode
+            self.failed[mode] = error
 
-    Two more traces, at the next batch size and at a far one and with other random numbers,
-    show what follows the batch. Where the two differ, another at the first size tells a batch
-    that matters from a forward that draws its own random numbers in Python.
-    """
-    batch, base = example.batch, example.base
-    first = _write(model, example, base, seed=0, training=training)
-    if batch is None or base is None:
-        return first, None
-    try:
-        second = _write(model, example, base + 1, seed=1, training=training)
-        apart = difference(first, second)
-        if apart is None:
-            # `int(n / 4)` is the same number for neighbours.
-            third = _write(model, example, far_from(base), seed=2, training=training)
-            apart = difference(first, third)
-    except Exception as error:  # noqa: BLE001 - whatever the model raises at another batch size
-        apart = f"with another number of rows: {first_line(error)}"
-    if apart is None:
-        drop_settled_guards(first, second)
-        return first, None
-    own = first if base == batch else _write(model, example, batch, seed=0, training=training)
-    again = _write(model, example, batch, seed=1, training=training)
-    random = difference(own, again)
-    if random is not None:
-        raise refused_randomness(model, random)
-    return own, apart
+    def _refuse(self, mode: str, error: NoGraphError) -> None:
+        if self.forced:
+            raise error
+        self.shown.pop(mode, None)
+        self.without[mode] = first_line(error)
 
+    def traced(self, *notes: str) -> Traced:
+        """Return the model with all its graphs, verified."""
+        while True:
+            family, free = self._family()
+            module = TracedModule(family)
+            found = self._verified(module, family)
+            if found is not None:
+                break
+        odd = [size for size in free if size.base != size.given]
+        if odd and self.shown and not takes(self.model, module, self.example, self.shown):
+            rest = self.example.without(odd)
+            forced = "execution" if self.forced else None
+            again = _Build(self.model, rest, forced, gradients=self.gradients).traced(*notes)
+            why = [f"{size.what} fixed (a {size.what} of 1 takes other branches)" for size in odd]
+            report = again._report  # noqa: SLF001 - made here
+            return attrs.evolve(again, report=attrs.evolve(report, fixed=(*report.fixed, *why)))
+        return Traced(self.model, module, self._report(family, found, free, notes))
 
-def _verify(model: nn.Module, module: nn.Module, example: Example, size: int | None) -> str:
-    """Return how the traced module compares with the model, in words.
+    def _family(self) -> tuple[Family, list[Any]]:
+        graphs = {mode: shown.written.graph for mode, shown in self.shown.items()}
+        name_ops(graphs)
+        returns = {mode: shown.written.returns for mode, shown in self.shown.items()}
+        survey = Survey.of(self.model, graphs, returns)
+        free = [
+            size
+            for size in self.example.sizes
+            if self.shown and all(size in shown.free for shown in self.shown.values())
+        ]
+        for mode, shown in self.shown.items():
+            if mode not in self.programs:
+                self.programs[mode] = program_of(mode, shown, self.example, free=tuple(free))
+        programs = [self.programs[mode] for mode in self.shown]
+        family = Family(self.model, programs, survey, grow=grow, without=self.without)
+        return family, free
 
-    Raises:
-        TraceError: it computes something else.
-    """
-
-    def call(which: nn.Module) -> Any:
-        _, args, kwargs = example.sized(size)
-        return which(*args, **kwargs)
-
-    found = []
-    for mode in MODES:
-        training = mode == MODES[0]
-        against = compare(model, module, call, training=training, protect=example.written)
-        if against.wrong:
-            itself = compare(model, model, call, training=training, protect=example.written)
-            if not itself.wrong:
-                msg = (
-                    f"{type(model).__name__} was traced, but in {mode} mode the graph computes "
-                    f"something else than the model ({against}); it is not used"
+    def _verified(self, module: TracedModule, family: Family) -> list[Comparison] | None:
+        """Return how each mode compares with the model; None if one fell back meanwhile."""
+        found = []
+        for mode in MODES:
+            training = mode == MODES[0]
+            if mode in self.failed:
+                continue
+            product: Any = module
+            if mode in self.without:
+                product = functools.partial(self._interposed, family.survey, training)
+            try:
+                against = verify(
+                    self.model,
+                    product,
+                    self.example,
+                    self.example.base if mode in self.shown else {},
+                    training=training,
+                    # Those in training speak for both, where there are any.
+                    gradients=self.gradients and (training or MODES[0] not in self.shown),
                 )
-                raise TraceError(msg)
-            return "not verified: the model gives other numbers each time, for one input and seed"
-        found.append(against)
-    return str(next((c for c in found if not c.equal), found[0]))
+            except NoGraphError as error:
+                if mode in self.without:
+                    raise
+                self._refuse(mode, error)
+                return None
+            found.append(against)
+        return found
 
+    def _interposed(self, survey: Survey, training: bool, *args: Any, **kwargs: Any) -> Any:
+        def call() -> Any:
+            return self.model(*args, **kwargs)
 
-def _runs(model: nn.Module, module: nn.Module, example: Example) -> bool:
-    """Return whether the module takes the example as it was given: one row, not two."""
+        return survey_call(self.model, survey, call, training=training)
 
-    def call(which: nn.Module) -> Any:
-        _, args, kwargs = example.sized(None)
-        return which(*args, **kwargs)
-
-    for mode in MODES:
-        training = mode == MODES[0]
-        try:
-            compare(model, model, call, training=training, protect=example.written)
-        except Exception:  # noqa: BLE001, S112 - BatchNorm, say: nothing to agree with
-            continue
-        try:
-            found = compare(model, module, call, training=training, protect=example.written)
-        except SpecialisationError:
-            return False
-        if found.wrong:
-            return False
-    return True
-
-
-def _write(
-    model: nn.Module, example: Example, size: int | None, *, seed: int, training: bool
-) -> WrittenGraph:
-    state = ModelState(model)
-    tensors, args, kwargs = example.sized(size)
-    try:
-        with preserved_rng(seed), training_flags(model, training=training), torch.enable_grad():
-            writer = GraphWriter(model, state)
-            return writer.write_call(example.call, tensors, lambda: model(*args, **kwargs))
-    except TraceError:
-        raise
-    except Exception as error:
-        mode = mode_name(training=training)
-        shapes = ", ".join(f"{leaf.path} {leaf.spec}" for leaf in example.call.tensor_leaves)
-        shapes = shapes or "which holds no tensor"
-        what = f"{type(model).__name__} itself fails on this input in {mode} mode ({shapes})"
-        msg = f"{what}: {first_line(error)}"
-        raise TraceError(msg) from error
-    finally:
-        example.written.extend(state.protected())
-        state.restore()
-
-
-def _renamed(written: WrittenGraph, mode: str) -> dict[str, Any]:
-    """Return the constants under names of the mode's own: both modes share one module."""
-    renamed = {}
-    for node in written.graph.nodes:
-        if node.op == "get_attr" and node.target in written.constants:
-            name = f"_{mode}{node.target}"
-            renamed[name] = written.constants[node.target]
-            node.target = name
-    return renamed
-
-
-def _notes(model: nn.Module, written: WrittenGraph) -> list[str]:
-    notes = [*written.notes]
-    fused = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
-    if any(isinstance(model.get_submodule(path), fused) for path in written.inlined):
-        # As with hooks on its parts, for which torch itself leaves the fused kernel out.
-        notes.append("nn.TransformerEncoder runs op by op, in inference too (no fused kernel)")
-    hooked = [path or "the model" for path in written.inlined if _hooked(model, path)]
-    if hooked:
-        notes.append(
-            f"forward hooks of {', '.join(hooked)} are in the graph as far as they compute with "
-            "torch; what else they do is not repeated"
+    def _report(
+        self, family: Family, found: list[Comparison], free: list[Any], notes: tuple[str, ...]
+    ) -> Report:
+        written = [shown.written for shown in self.shown.values()]
+        graphs = {mode: shown.written.graph for mode, shown in self.shown.items()}
+        fixed = [reason for shown in self.shown.values() for reason in shown.fixed]
+        if not self.example.sizes and self.shown:
+            fixed.append("batch size fixed (the inputs share no dim 0)")
+        worst = next((c for c in found if not c.equal), found[0])
+        told = [*notes, *(f"no graph in {mode} mode: {e}" for mode, e in self.failed.items())]
+        told += [note for w in written for note in notes_on(self.model, w)]
+        ops = {mode: count_ops(graph) for mode, graph in graphs.items()}
+        return Report(
+            "interposed" if self.without else "execution",
+            {mode: n for mode in MODES if (n := ops.get(mode, family.survey.counts.get(mode)))},
+            tuple(size.what for size in free),
+            tuple(fixed),
+            branches_in(graphs),
+            constants=sum(baked_values(w.constants) for w in written),
+            regions=max((count_regions(graph) for graph in graphs.values()), default=0),
+            interposed=self.without,
+            verified=_UNSTEADY if worst.wrong else str(worst),
+            equal=all(c.equal for c in found),
+            notes=tuple(dict.fromkeys(filter(None, told))),
         )
-    return notes
-
-
-def _hooked(model: nn.Module, path: str) -> bool:
-    return has_forward_hooks(model.get_submodule(path))
 
 
 # ---------------------------------------------------------------------- by torch.fx
 
 
-def _trace_symbolically(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Traced:
+def _symbolically(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    lazy = _lazy(model)
+    if lazy:
+        msg = f"{lazy[0]!r} has no shape yet, for the model is lazy; give an input: trace(model, x)"
+        raise TraceError(msg)
     written = write_symbolically(model)
     graphs = {mode: w.graph for mode, w in written.items()}
     name_ops(graphs)
-    programs = {
-        mode: Program(w.graph, open_call(model), _renamed(w, mode), w.attributes)
+    returns = {mode: w.returns for mode, w in written.items()}
+    survey = Survey.of(model, graphs, returns)
+    programs = [
+        Program(mode, w.graph, open_call(model), w.named_for(mode), w.state, w.writes)
         for mode, w in written.items()
-    }
-    module = TracedModule(model, programs)
-    verified = Report("symbolic", {}).verified
-    if args or kwargs:
-        example = Example.of(model, args, kwargs)
-        verified = _verify(model, module, example, example.base)
+    ]
+    family = Family(model, programs, survey, grow=grow)
+    traced = Traced(model, TracedModule(family), Report("symbolic", {}))
     counts = {mode: count_ops(graph) for mode, graph in graphs.items()}
     notes = tuple(dict.fromkeys(note for w in written.values() for note in w.notes))
-    constants = sum(baked_values(w.constants) for w in written.values())
-    report = Report("symbolic", counts, constants=constants, verified=verified, notes=notes)
-    returns = {mode: w.returns for mode, w in written.items()}
-    return Traced(model, module, architecture_of(model, graphs, returns), report)
+    report = attrs.evolve(
+        traced.report,
+        ops=counts,
+        constants=sum(baked_values(w.constants) for w in written.values()),
+        regions=max(count_regions(graph) for graph in graphs.values()),
+        notes=notes,
+    )
+    if args or kwargs:
+        example = Example.of(model, args, kwargs)
+        found = [
+            verify(model, traced.module, example, {}, training=mode == MODES[0]) for mode in MODES
+        ]
+        worst = next((c for c in found if not c.equal), found[0])
+        text = _UNSTEADY if worst.wrong else str(worst)
+        report = attrs.evolve(report, verified=text, equal=all(c.equal for c in found))
+    return attrs.evolve(traced, report=report)

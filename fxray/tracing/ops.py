@@ -19,9 +19,12 @@ __all__ = [
     "architecture_of",
     "info_of",
     "module_fields",
+    "op_fields",
     "path_of",
+    "producers",
     "set_info",
     "set_path",
+    "sources",
 ]
 
 _INFO, _PATH = "fxray_info", "fxray_path"
@@ -104,32 +107,33 @@ def architecture_of(
                 continue
             infos.setdefault(path, info)
             nodes.setdefault(path, {})[mode] = node.name
-            for source, slot in _sources(node):
+            for source, slot in sources(node):
                 edges.setdefault((source, path, slot))
     keys = type_keys(info.type for info in infos.values())
     ops = [
-        Op(path=path, key=key, nodes=nodes[path], **_op_fields(info))
+        Op(path=path, key=key, nodes=nodes[path], **op_fields(info))
         for key, (path, info) in zip(keys, infos.items(), strict=True)
     ]
     returned: dict[str, tuple[str, ...]] = {}
     for calls in returns.values():
         for call, out in calls.items():
-            paths = (path for node in out for path in _producers(node))
+            paths = (path for node in out for path in producers(node))
             returned.setdefault(call, tuple(dict.fromkeys(paths)))
     modules = {path: type(module).__name__ for path, module in model.named_modules()}
     return Architecture.build(type(model).__name__, ops, edges, modules, returned)
 
 
-def _op_fields(info: NodeInfo) -> dict[str, Any]:
+def op_fields(info: NodeInfo) -> dict[str, Any]:
+    """Return the fields of `Op` that `info` holds."""
     fields = attrs.asdict(info, recurse=False)
     del fields["call"], fields["name"]
     return fields
 
 
-def _sources(node: fx.Node) -> Iterator[tuple[str, str]]:
+def sources(node: fx.Node) -> Iterator[tuple[str, str]]:
     """Yield (path of an op, slot) for every tensor that `node` is given."""
     for slot, argument in _nodes_in((*node.args,), dict(node.kwargs)):
-        for source in _producers(argument):
+        for source in producers(argument):
             yield source, slot
 
 
@@ -155,12 +159,12 @@ def _in_argument(value: Any, slot: str) -> Iterator[tuple[str, fx.Node]]:
         yield from _in_argument(inner, f"{slot}.{key}")
 
 
-def _producers(node: fx.Node) -> tuple[str, ...]:
+def producers(node: fx.Node) -> tuple[str, ...]:
     """Return the paths of the ops whose tensor `node` is or holds."""
     path = path_of(node)
     if path is not None:
         return (path,)
     if node.op == "call_function" and node.meta.get("fxray_passes"):
-        found = (p for _, a in _nodes_in(node.args, dict(node.kwargs)) for p in _producers(a))
+        found = (p for _, a in _nodes_in(node.args, dict(node.kwargs)) for p in producers(a))
         return tuple(dict.fromkeys(found))
     return ()

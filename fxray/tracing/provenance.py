@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import operator
+import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,12 +16,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fxray.tracing import runtime
 from fxray.tracing.numbers import NumberWriter, TracedFloat, TracedInt, plain
+from fxray.tracing.snapshots import is_plain_object
 from fxray.tracing.torch_calls import EXACT, TORCH_CONSTANTS
 
 if TYPE_CHECKING:
     from fxray.errors import TraceError
 
 __all__ = ["Provenance"]
+
+
+_LEAVES = (*EXACT, *TORCH_CONSTANTS, enum.Enum, torch.Tensor)
 
 
 class _Writer(NumberWriter, Protocol):
@@ -38,6 +43,10 @@ class _Writer(NumberWriter, Protocol):
         """Return the error that names the user's line."""
         ...
 
+    def held(self, value: object) -> bool:
+        """Return whether the model held `value`, or was given it, before the forward ran."""
+        ...
+
 
 class Provenance:
     """The nodes of a trace by what they stand for; tensors are held weakly, by identity."""
@@ -48,12 +57,12 @@ class Provenance:
         self._node_of: Any = WeakTensorKeyDictionary()
         self._attributes: Any = WeakTensorKeyDictionary()
         self._constant_nodes: dict[int, fx.Node] = {}
+        self._object_nodes: dict[int, fx.Node] = {}
         for path, module in reversed([*model.named_modules()]):
-            named = [*module.named_parameters("", recurse=False, remove_duplicate=False)]
-            named += module.named_buffers("", recurse=False, remove_duplicate=False)
-            named += [(k, v) for k, v in vars(module).items() if isinstance(v, torch.Tensor)]
-            for name, tensor in named:
-                self._attributes[tensor] = f"{path}.{name}" if path else name
+            for held in (module._parameters, module._buffers, vars(module)):  # noqa: SLF001
+                for name, tensor in held.items():
+                    if isinstance(tensor, torch.Tensor):
+                        self._attributes[tensor] = f"{path}.{name}" if path else name
 
     def node_of(self, tensor: torch.Tensor) -> fx.Node | None:
         """Return the node that gave `tensor`, None if the trace did not see it made."""
@@ -141,6 +150,12 @@ class Provenance:
         if isinstance(value, torch.Tensor) and value.grad_fn is not None:
             what = "the forward uses a tensor that was computed where the trace could not see it"
             raise self._writer.refuse(what)
+        if isinstance(value, types.FunctionType) and "<locals>" in value.__qualname__:
+            what = (
+                f"the forward hands a function made in it ({value.__name__}) to torch, which may "
+                "hold what another call would not give it"
+            )
+            raise self._writer.refuse(what)
         node = self._constant_nodes.get(id(value))
         if node is None:
             name = f"_constant_{len(self.constants)}"
@@ -150,24 +165,46 @@ class Provenance:
 
     def result(self, value: Any) -> Any:
         """Return what the forward gave back as the argument of the output node."""
+        if isinstance(value, _LEAVES):
+            return self.argument(value)
         if type(value) is dict:
             return {key: self.result(inner) for key, inner in value.items()}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._construct(type(value), (), self._dataclass_items(value))
         if isinstance(value, Mapping):
             items = {key: self.result(inner) for key, inner in value.items()}
-            return self._construct(runtime.build_mapping, (self.constant(type(value)), items), {})
-        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+            own = {
+                name: self.result(inner) for name, inner in getattr(value, "__dict__", {}).items()
+            }
+            made = (self.constant(type(value)), items, *([own] if own else []))
+            return self._construct(runtime.build_mapping, made, {})
+        if isinstance(value, torch.Size):
+            return self._construct(torch.Size, ([self.argument(n) for n in value],), {})
+        if isinstance(value, (tuple, list)):
             inner = tuple(map(self.result, value))
             if hasattr(value, "_fields"):
                 return self._construct(type(value), inner, {})
             return type(value)(inner)
-        if not isinstance(value, (*EXACT, *TORCH_CONSTANTS, enum.Enum, torch.Tensor, torch.Size)):
-            what = (
-                f"the forward returns a {type(value).__qualname__}, which a graph cannot make anew"
-            )
-            raise self._writer.refuse(what)
-        return self.argument(value)
+        if isinstance(value, type):
+            return self.constant(value)
+        if is_plain_object(value) and hasattr(value, "__dict__"):
+            return self._object(value)
+        what = f"the forward returns a {type(value).__qualname__}, which a graph cannot make anew"
+        raise self._writer.refuse(what)
+
+    def _object(self, value: Any) -> fx.Node:
+        """Return the node that makes an object anew: a cache of keys and values, say."""
+        node = self._object_nodes.get(id(value))
+        if node is None:
+            if self._writer.held(value):
+                what = (
+                    f"the forward returns a {type(value).__qualname__} that it did not make itself"
+                )
+                raise self._writer.refuse(what)
+            fields = {name: self.result(inner) for name, inner in vars(value).items()}
+            made = (self.constant(type(value)), fields)
+            node = self._object_nodes[id(value)] = self._construct(runtime.build_object, made, {})
+        return node
 
     def _dataclass_items(self, value: Any) -> dict[str, Any]:
         # A ModelOutput of transformers is a dict too, of only those fields that are set.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxray.errors import SpecialisationError
+from fxray.errors import BranchError
 from fxray.torch_private import enter_autocast, set_grad_enabled
 
 if TYPE_CHECKING:
@@ -22,22 +22,41 @@ __all__ = [
     "as_before",
     "assign",
     "build_mapping",
+    "build_object",
     "enter_grad_mode",
     "exit_grad_mode",
     "guard",
+    "guard_value",
+    "put",
+    "refill",
     "run_object",
     "switches_modes",
 ]
 
 
 def guard(held: Any, expected: bool, where: str) -> None:
-    """Raise SpecialisationError unless a comparison comes out as when traced."""
+    """Raise BranchError unless a comparison comes out as when traced."""
     if bool(held) is not expected:
         msg = (
             f"the branch at {where} went the {expected} way when the model was traced and goes "
-            f"the {not expected} way now; trace again with an input like this one"
+            f"the {not expected} way now"
         )
-        raise SpecialisationError(msg)
+        raise BranchError(msg, where)
+
+
+def guard_value(value: Any, expected: Any, where: str) -> None:
+    """Raise BranchError unless what Python takes of a tensor is what it was when traced."""
+    if value != expected and not (value != value and expected != expected):  # noqa: PLR0124 - NaN
+        msg = (
+            f"Python takes a tensor's value at {where}, which was {_short(expected)} when the "
+            f"model was traced and is {_short(value)} now"
+        )
+        raise BranchError(msg, where, number=isinstance(value, float))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def enter_grad_mode(mode: bool) -> bool:
@@ -92,14 +111,34 @@ def assign(module: torch.nn.Module, name: str, value: Any) -> None:
     setattr(module, name, value)
 
 
+def put(owner: Any, items: dict[Any, Any]) -> None:
+    """Set keys of a dict, or attributes of an object, that a module holds."""
+    (owner if isinstance(owner, dict) else vars(owner)).update(items)
+
+
+def refill(owner: Any, items: list[Any]) -> None:
+    """Give a list or a deque that a module holds these items and no others."""
+    owner.clear()
+    owner.extend(items)
+
+
 def run_object(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Call something that is no plain function: a scripted function, an autograd.Function."""
     call: Any = getattr(target, "apply", target)  # an autograd.Function is a class
     return call(*args, **kwargs)
 
 
-def build_mapping(cls: Any, items: dict[str, Any]) -> Any:
-    """Return an instance of a dict subclass with these items."""
+def build_mapping(cls: Any, items: dict[str, Any], fields: dict[str, Any] | None = None) -> Any:
+    """Return an instance of a dict subclass with these items, and attributes of its own."""
     made = cls.__new__(cls)  # its __init__ may take something else: defaultdict
     made.update(items)
+    if fields:
+        vars(made).update(fields)
+    return made
+
+
+def build_object(cls: Any, fields: dict[str, Any]) -> Any:
+    """Return an instance of a class of the user's with these attributes."""
+    made = cls.__new__(cls)
+    vars(made).update(fields)
     return made

@@ -19,8 +19,7 @@ from fxray.tracing import runtime
 from fxray.tracing.attributes import noted_reads
 from fxray.tracing.batch import difference
 from fxray.tracing.call import OpenCall
-from fxray.tracing.execution import WrittenGraph
-from fxray.tracing.module import MODES
+from fxray.tracing.grounds import State
 from fxray.tracing.names import op_name_of, type_of_function, type_of_module
 from fxray.tracing.ops import NodeInfo, info_of, module_fields, set_info
 from fxray.tracing.patches import (
@@ -30,9 +29,11 @@ from fxray.tracing.patches import (
     refused_randomness,
     short_line,
 )
+from fxray.tracing.program import MODES
 from fxray.tracing.results import fields_of
 from fxray.tracing.state import ModelState, preserved_rng, training_flags
 from fxray.tracing.torch_calls import is_leaf, writes_in_place
+from fxray.tracing.written import WrittenGraph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +129,7 @@ def _write(
         with (
             preserved_rng(seed),
             training_flags(model, training=training),
-            noted_reads(model, tracer) as attributes,
+            noted_reads(model, tracer) as reads,
             patched_contexts(tracer),
         ):
             graph = tracer.trace(model)
@@ -156,7 +157,7 @@ def _write(
         tracer.constants,
         tracer.returns,
         inlined,
-        attributes=tuple(attributes.values()),
+        state=State.of(model, reads, inlined=inlined),
         notes=tuple(notes),
     )
 
@@ -322,7 +323,7 @@ class _Tracer(fx.Tracer):
     def keep_assignments(self, graph: fx.Graph, state: ModelState) -> None:
         """Write what the forward assigned to attributes, which fx loses in silence."""
         before_end = graph.output_node()
-        for module, name, value in state.assigned():
+        for module, name, _, value in state.assigned():
             path = self.path_of_module(module) if module is not self._model else ""
             if isinstance(value, fx.Proxy):
                 with graph.inserting_before(before_end):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import operator
 from typing import TYPE_CHECKING
 
 import attrs
 
-from fxray.tracing.ops import set_info
+from fxray.tracing.ops import info_of, set_info
 from fxray.tracing.torch_calls import SIZES
 
 if TYPE_CHECKING:
@@ -28,15 +29,30 @@ _PURE_FUNCTIONS = frozenset(
 def prune(graph: fx.Graph) -> None:
     """Erase what nobody uses and what has no effect. Never stock dead-code elimination.
 
-    That deletes `y.add_(5)` and captures, whose results nobody uses either.
+    That deletes `y.add_(5)` and captures, whose results nobody uses either. Every op keeps
+    which of those of its call, name and line it was, the erased ones counted: they still
+    run where the model runs by itself.
     """
+    seen: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    erased = []
+    for node in graph.nodes:
+        info = info_of(node)
+        if info is not None and info.name:
+            spot = info.call, info.name, info.where
+            node.meta["fxray_occurrence"] = seen[spot]
+            seen[spot] += 1
     for node in reversed(graph.nodes):
         if not node.users and (
             (node.op == "call_function" and node.target in _PURE_FUNCTIONS)
             or (node.op == "call_method" and node.target in SIZES)
             or node.op == "get_attr"
         ):
+            info = info_of(node)
+            if info is not None and info.name:
+                spot = info.call, info.name, info.where
+                erased.append((spot, node.meta["fxray_occurrence"]))
             graph.erase_node(node)
+    graph.output_node().meta["fxray_erased"] = erased
 
 
 def gather_inputs(graph: fx.Graph) -> None:

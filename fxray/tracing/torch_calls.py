@@ -10,14 +10,17 @@ import torch
 from torch import nn
 
 __all__ = [
+    "ANSWERS",
+    "DRAWS",
     "EXACT",
     "METHOD_TYPES",
+    "NUMBERS",
+    "OUT_OF_SIGHT",
     "PYTHON_METHODS",
     "READS",
     "SIZES",
     "TENSOR_PROPERTIES",
     "TORCH_CONSTANTS",
-    "VALUES",
     "grad_mode_owner",
     "is_leaf",
     "qualified_name",
@@ -46,22 +49,32 @@ METHOD_TYPES = (types.MethodDescriptorType, types.WrapperDescriptorType)
 
 READS = frozenset(
     [
-        *("data_ptr", "dim", "ndimension", "element_size", "stride", "storage_offset"),
+        *("data_ptr", "dim", "ndimension", "element_size", "is_contiguous"),
         *("get_device", "has_names", "untyped_storage"),
         *("__hash__", "__repr__", "__format__", "__deepcopy__", "__dir__"),
     ]
 )
 """Methods that tell about a tensor and compute nothing."""
 
-SIZES = frozenset(["size", "numel", "nelement", "__len__"])
+SIZES = frozenset(["size", "numel", "nelement", "__len__", "stride", "storage_offset"])
 
-VALUES = frozenset(
+ANSWERS = frozenset(["__bool__", "__contains__", "is_nonzero", "equal", "allclose"])
+"""Questions about a tensor's numbers that Python gets a yes or no to, to branch on."""
+
+NUMBERS = frozenset(["__int__", "__float__", "__index__", "item", "tolist"])
+"""Ways for a tensor's numbers to reach Python as Python's own."""
+
+OUT_OF_SIGHT = frozenset(["__array__", "__complex__", "numpy"])
+"""Ways for them to leave for where a trace sees nothing of what becomes of them."""
+
+DRAWS = frozenset(
     [
-        *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__"),
-        *("__array__", "item", "tolist", "numpy", "is_nonzero", "equal", "allclose"),
+        *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"),
+        *("rand_like", "randn_like", "randint_like", "poisson"),
+        *("uniform_", "normal_", "bernoulli_", "random_", "exponential_"),
     ]
 )
-"""Ways for a tensor's numbers to reach Python, where a graph cannot follow them."""
+"""What draws random numbers."""
 
 TENSOR_PROPERTIES = frozenset(["data", "T", "mT", "H", "mH", "real", "imag"])
 

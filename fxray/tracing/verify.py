@@ -9,8 +9,8 @@ import attrs
 import torch
 from torch import nn
 
-from fxray.tracing.results import fields_of, tensor_items
-from fxray.tracing.state import ModelState, preserved_rng, training_flags
+from fxray.tracing.results import every_tensor
+from fxray.tracing.state import alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -52,10 +52,11 @@ class Comparison:
 
 def compare(
     original: nn.Module,
-    product: nn.Module,
-    call: Callable[[nn.Module], Any],
+    product: Callable[..., Any],
+    call: Callable[[Callable[..., Any]], Any],
     *,
     training: bool,
+    gradients: bool = True,
     protect: Iterable[torch.Tensor] = (),
 ) -> Comparison:
     """Run both in one mode with the same random numbers and compare.
@@ -66,11 +67,12 @@ def compare(
         original: the user's model.
         product: the traced module, which shares the model's parameters.
         call: runs a module on fresh copies of the example input.
-        training: the mode to run in; gradients are compared in training only.
+        training: the mode to run in.
+        gradients: whether to compare the gradient of every parameter too.
         protect: parameters that the forward itself writes.
     """
-    ours = _run(original, product, call, training=training, protect=protect)
-    theirs = _run(original, original, call, training=training, protect=protect)
+    ours = _run(original, product, call, (training, gradients), protect)
+    theirs = _run(original, original, call, (training, gradients), protect)
     return Comparison(
         _distance(ours[0], theirs[0]),
         None if ours[1] is None or theirs[1] is None else _distance(ours[1], theirs[1]),
@@ -82,22 +84,18 @@ _Flat = list[tuple[str, torch.Tensor]]
 
 def _run(
     model: nn.Module,
-    module: nn.Module,
-    call: Callable[[nn.Module], Any],
-    *,
-    training: bool,
+    product: Callable[..., Any],
+    call: Callable[[Callable[..., Any]], Any],
+    how: tuple[bool, bool],
     protect: Iterable[torch.Tensor],
 ) -> tuple[_Flat, _Flat | None]:
-    state = ModelState(model)
-    for tensor in protect:
-        state.protect(tensor)
-    try:
-        with preserved_rng(0), training_flags(model, training=training), torch.enable_grad():
-            out = list(tensor_items(fields_of(call(module))))
-            gradients = _gradients(model, out) if training else None
-            return [(item, t.detach().clone()) for item, t in out], gradients
-    finally:
-        state.restore()
+    training, with_gradients = how
+    with alone(model, seed=0, training=training) as state:
+        for tensor in protect:
+            state.protect(tensor)
+        out = list(every_tensor(call(product)))
+        gradients = _gradients(model, out) if with_gradients else None
+        return [(item, t.detach().clone()) for item, t in out], gradients
 
 
 def _gradients(model: nn.Module, out: _Flat) -> _Flat | None:

@@ -1,0 +1,255 @@
+"""All graphs of one model, and which of them a call is run by."""
+
+from __future__ import annotations
+
+import collections
+import inspect
+import re
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from fxray.errors import (
+    BranchError,
+    FxrayWarning,
+    NoGraphError,
+    SpecialisationError,
+    TraceError,
+    first_line,
+)
+from fxray.tracing.program import MODES, Program, Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch import nn
+
+    from fxray.architecture import Architecture
+    from fxray.tracing.survey import Survey
+
+__all__ = ["LOCK", "Family", "Fitted"]
+
+LOCK = threading.RLock()
+"""Tracing replaces names of torch for the whole process: one trace at a time."""
+
+GRAPHS = 8
+"""How many graphs of one mode are kept, and how many traces a training may ask for at once."""
+
+CALLS_PER_TRACE = 50
+"""Every so many calls that a graph served allow one trace more."""
+
+TRIES = 3
+"""How many graphs are begun for one call before it runs through the interposer."""
+
+Fitted = tuple[Runner, "Sequence[Any]"]
+
+
+class Family:
+    """The graphs of one model; it grows as calls come that none of them was traced for.
+
+    Such a call is traced once more, without side effects: a graph of the same structure
+    shows that a size is free, another becomes one more graph, under a bound. What goes
+    beyond it, and what no graph can hold, is run by the model itself (`None` where a
+    `Fitted` is asked for), which is right by definition.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        programs: Iterable[Program],
+        survey: Survey,
+        *,
+        grow: Callable[[Family, str, Any, Any], Program] | None,
+        without: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model, self.survey = model, survey
+        self.signature = inspect.signature(model.forward)
+        self.without: dict[str, str] = dict(without or {})
+        """Why there is no graph, by mode: the calls of that mode are not traced again."""
+        self.told: list[str] = []
+        """What happened since the trace, as sentences."""
+        self._grow = grow
+        self._runners: dict[str, list[Runner]] = {mode: [] for mode in MODES}
+        self._traces = 0
+        self._served = 0
+        self._flips: collections.Counter[str] = collections.Counter()
+        self._unsteady: set[str] = set()
+        self._numbers = dict.fromkeys(MODES, 0)
+        for program in programs:
+            self.add(program)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = (self.model, self.programs, self.survey, self._grow, self.without, self.told)
+        return _unpack_family, state
+
+    # ------------------------------------------------------------------ what there is
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """Every graph there is now, those of training first, the oldest first."""
+        found = [runner.program for mode in MODES for runner in self._runners[mode]]
+        return tuple(sorted(found, key=lambda p: (MODES.index(p.mode), _number(p))))
+
+    def of(self, mode: str) -> tuple[Runner, ...]:
+        """Return the runners of one mode, the last used first."""
+        return tuple(self._runners[mode])
+
+    def first(self, mode: str) -> Program | None:
+        """Return the graph that the mode was first traced to, None if it has none."""
+        named = [runner.program for runner in self._runners[mode]]
+        return min(named, key=_number, default=None)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Every op that a graph holds or an interposed call ran."""
+        return self.survey.architecture
+
+    def new_name(self, mode: str) -> str:
+        """Return the name of the next graph of a mode."""
+        return f"{mode}.{self._numbers[mode]}" if self._numbers[mode] else mode
+
+    # ------------------------------------------------------------------ growing
+
+    def add(self, program: Program) -> Runner:
+        """Take one more graph; the one not used for longest leaves, if there are too many."""
+        runner = Runner(program, self.model, self.signature)
+        runners = [runner, *self._runners[program.mode]]
+        self._numbers[program.mode] = max(self._numbers[program.mode], _number(program) + 1)
+        if len(runners) > GRAPHS:
+            # The first is what people look at.
+            oldest = next(r for r in reversed(runners) if "." in r.program.name)
+            runners.remove(oldest)
+        self._runners[program.mode] = runners
+        return runner
+
+    def replace(self, old: Program, new: Program) -> Runner:
+        """Put a program in the place of one that has the same name."""
+        runners = self._runners[old.mode]
+        index = next(i for i, runner in enumerate(runners) if runner.program is old)
+        same_graph = new.graph is old.graph
+        runners[index] = (
+            runners[index].evolved(new) if same_graph else Runner(new, self.model, self.signature)
+        )
+        return runners[index]
+
+    def edited(self, program: Program) -> Family:
+        """Return a family of the first graphs alone, one of them put in; it never grows."""
+        firsts = [first for mode in MODES if (first := self.first(mode)) is not None]
+        programs = [program if first.name == program.name else first for first in firsts]
+        return Family(self.model, programs, self.survey, grow=None, without=self.without)
+
+    def drop(self, program: Program, why: str) -> None:
+        """Take a graph out that is wrong, and say why."""
+        left = [r for r in self._runners[program.mode] if r.program is not program]
+        self._runners[program.mode] = left
+        self.say(f"graph {program.name}", why)
+
+    # ------------------------------------------------------------------ finding
+
+    def fit(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fitted | None:
+        """Return the graph that takes this call and its inputs, None where none can.
+
+        Raises:
+            TypeError: the call does not fit the forward's signature.
+        """
+        return self._fit(mode, args, kwargs, tried=())
+
+    def fit_another(
+        self,
+        mode: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tried: Sequence[Runner],
+        flipped: BranchError,
+    ) -> Fitted | None:
+        """Return another graph for a call that left those `tried` half-way."""
+        self.say(f"branch {flipped.where}", f"{flipped}. Another graph runs the call")
+        self._flips[flipped.where] += 1
+        if flipped.number and self._flips[flipped.where] > 1:
+            self._give_up(mode, str(flipped), unsteady=True)
+        if len(tried) >= TRIES:
+            return None
+        found = self._fit(mode, args, kwargs, tried)
+        return None if found is None or found[0] in tried else found
+
+    def _fit(self, mode: str, args: Any, kwargs: Any, tried: Sequence[Runner]) -> Fitted | None:
+        runners = self._runners[mode]
+        misfit: SpecialisationError | None = None
+        for index, runner in enumerate(runners):
+            if runner in tried or (runner.branches and mode in self._unsteady):
+                continue
+            try:
+                inputs = runner.inputs(args, kwargs)
+            except SpecialisationError as error:
+                misfit = misfit or error
+                continue
+            if index:
+                # A list anew, not changed in place: another thread may be going through it.
+                self._runners[mode] = [runner, *(r for r in runners if r is not runner)]
+            self._served += 1
+            return runner, inputs
+        return self._further(mode, args, kwargs, misfit, flipped=bool(tried))
+
+    def _further(
+        self,
+        mode: str,
+        args: Any,
+        kwargs: Any,
+        misfit: SpecialisationError | None,
+        *,
+        flipped: bool,
+    ) -> Fitted | None:
+        if mode in self.without:
+            return None
+        if self._grow is None:
+            raise misfit or SpecialisationError(f"there is no graph for {mode} mode")
+        with LOCK:
+            if self._traces >= GRAPHS + self._served // CALLS_PER_TRACE:
+                because = "a branch on data flips" if flipped else _without_advice(misfit)
+                self._give_up(mode, f"after {self._traces} traces: {because}", unsteady=flipped)
+                return None
+            self._traces += 1
+            try:
+                program = self._grow(self, mode, args, kwargs)
+                runner = next(r for r in self._runners[mode] if r.program is program)
+                return runner, runner.inputs(args, kwargs)
+            except NoGraphError as error:
+                self._give_up(mode, first_line(error), unsteady=flipped)
+            except TraceError:
+                # The model itself fails on this: it will say so in its own words.
+                self._traces -= 1
+        return None
+
+    def _give_up(self, mode: str, why: str, *, unsteady: bool) -> None:
+        """Trace no more in this mode; nor begin graphs that are likely to end half-way."""
+        self.without[mode] = why
+        if unsteady:
+            self._unsteady.add(mode)
+        self.say(
+            f"without {mode}",
+            f"{type(self.model).__name__} runs through the interposer in {mode} mode from now "
+            f"on wherever no graph fits ({why}). Its numbers are right; it is slower",
+        )
+
+    def say(self, topic: str, text: str) -> None:
+        """Tell the user once for each topic, and remember it for the report."""
+        if text not in self.told and not any(told.startswith(f"{topic}:") for told in self.told):
+            self.told.append(f"{topic}: {text}")
+            warnings.warn(text, FxrayWarning, stacklevel=2)
+
+
+def _without_advice(misfit: object) -> str:
+    """Return what differs, without what to do about it: tracing again is what was done."""
+    return re.split(r"[.;] [Tt]race again", str(misfit))[0]
+
+
+def _number(program: Program) -> int:
+    return int(program.name.partition(".")[2] or 0)
+
+
+def _unpack_family(
+    model: nn.Module, programs: Any, survey: Survey, grow: Any, without: Any, told: list[str]
+) -> Family:
+    family = Family(model, programs, survey, grow=grow, without=without)
+    family.told.extend(told)
+    return family

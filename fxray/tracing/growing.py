@@ -1,0 +1,152 @@
+"""A call that no graph was traced for: a size shown free, or one more graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+
+from fxray.errors import NoGraphError, SpecialisationError, first_line
+from fxray.tracing.batch import difference, far_from
+from fxray.tracing.call import CallSpec, OpenCall
+from fxray.tracing.example import Example, Size
+from fxray.tracing.program import MODES, Program, Runner
+from fxray.tracing.writing import program_of, show, takes, verify, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from fxray.tracing.family import Family
+    from fxray.tracing.written import WrittenGraph
+
+__all__ = ["SHOWN", "grow"]
+
+SHOWN = 3
+"""At how many sizes a graph must be the same for the size to be free."""
+
+
+def grow(family: Family, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    """Trace a call once more and return the program that holds for it, now in the family.
+
+    Raises:
+        NoGraphError: no graph can hold it.
+        TraceError: the model itself fails on it.
+    """
+    with torch.inference_mode(mode=False):
+        example = Example.of(family.model, args, kwargs)
+        how: dict[str, bool] = {"training": mode == MODES[0], "grad": torch.is_grad_enabled()}
+        return (
+            _shown_right(family, mode, example, how)
+            or _shown_free(family, mode, example, how)
+            or _one_more(family, mode, example, how)
+        )
+
+
+def _shown_right(
+    family: Family, mode: str, example: Example, how: dict[str, bool]
+) -> Program | None:
+    """Return the graph that was traced without an input, if it is right for this call.
+
+    One that is not leaves the family.
+    """
+    for runner in family.of(mode):
+        program, call = runner.program, runner.program.call
+        if not isinstance(call, OpenCall) or runner.watch.changed() is not None:
+            continue
+        if call.takes(example.arguments):
+            right = attrs.evolve(program, call=call.with_shown(example.arguments, SHOWN))
+            runner = family.replace(program, right)  # noqa: PLW2901 - the same, which takes it
+            try:
+                verify(family.model, _product(runner), example, {}, **how)
+            except (NoGraphError, SpecialisationError) as error:
+                family.drop(right, f"{first_line(error)}. It was traced without an input")
+                continue
+            return right
+    return None
+
+
+def _product(runner: Runner) -> Callable[..., Any]:
+    def product(*args: Any, **kwargs: Any) -> Any:
+        return runner.run(runner.inputs(args, kwargs))
+
+    return product
+
+
+def _shown_free(
+    family: Family, mode: str, example: Example, how: dict[str, bool]
+) -> Program | None:
+    """Return the program that the call differs from in sizes alone, if its graph is the same."""
+    candidates = [
+        (runner.program, call, varying)
+        for runner in family.of(mode)
+        if isinstance(call := runner.program.call, CallSpec)
+        and runner.watch.changed() is None
+        and (varying := call.varying(example.arguments))
+    ]
+    if not candidates:
+        return None
+    written = write(family.model, example, {}, seed=0, **how)
+    for program, call, varying in candidates:
+        before = attrs.evolve(written, graph=program.graph, constants=program.constants)
+        if difference(before, written) is None:
+            taken = call.with_shown(varying, free_after=SHOWN)
+            grown = taken.grown_since(call)
+            if grown:
+                far = _far(example, taken, grown)
+                if not _same_at(family, example, far, before, how):
+                    taken = taken.with_fixed(grown)
+            new = attrs.evolve(program, call=taken)
+            family.replace(program, new)
+            return new
+    return None
+
+
+def _far(example: Example, taken: CallSpec, grown: Sequence[tuple[int, int]]) -> dict[Size, int]:
+    """Return a size far from all that calls came with, for each that seems to be free.
+
+    `n // 8` is one number for many neighbours: three sizes that agree show little.
+    """
+    places: dict[int, list[tuple[int, int]]] = {}
+    for index, dim in grown:
+        places.setdefault(example.tensors[index].shape[dim], []).append((index, dim))
+    far = {}
+    for n, dims in places.items():
+        largest = max(max(taken.tensor_leaves[index].shown[dim]) for index, dim in dims)
+        far[Size(f"size {n}", n, tuple(dims))] = far_from(largest)
+    return far
+
+
+def _same_at(
+    family: Family,
+    example: Example,
+    sizes: Mapping[Size, int],
+    before: WrittenGraph,
+    how: dict[str, bool],
+) -> bool:
+    """Return whether a graph is the same at other sizes of the example's call."""
+    try:
+        other = write(family.model, example, sizes, seed=1, **how)
+    except Exception:  # noqa: BLE001 - whatever the model raises at another size
+        return False
+    return difference(before, other) is None
+
+
+def _one_more(family: Family, mode: str, example: Example, how: dict[str, bool]) -> Program:
+    """Return a further graph of the mode, for calls such as this one."""
+    model = family.model
+    shown = show(model, example, **how)
+    name = family.new_name(mode)
+    family.survey.learn(shown.written, mode)
+    program = program_of(name, shown, example)
+    runner = Runner(program, model, family.signature)
+    product = _product(runner)
+    found = verify(model, product, example, example.base, gradients=how["training"], **how)
+    if found.wrong:
+        msg = "the model gives other numbers each time, for one input and seed"
+        raise NoGraphError(msg)
+    odd = [size for size in shown.free if size.base != size.given]
+    if odd and not takes(model, product, example, [mode]):
+        return _one_more(family, mode, example.without(odd), how)
+    family.add(program)
+    return program
