@@ -68,6 +68,7 @@ TOP = {
     "README.md",
     "benchmarks",
     "constraints.txt",
+    "corpus",
     "docs",
     "fxray",
     "pyproject.toml",
