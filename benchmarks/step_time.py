@@ -45,7 +45,9 @@ __all__ = [
     "Way",
     "interval",
     "measure",
+    "ratios",
     "runners",
+    "table",
 ]
 
 Way = Literal["plain", "unmarked", "marked", "hooks", "lean hooks"]
@@ -275,23 +277,29 @@ def interval(
     return Interval(float(middle), float(low), float(high))
 
 
-def measure(ways: Mapping[Way, Runner], pairs: int, warm_up: int = 10) -> NDArray[np.float64]:
-    """Return the seconds of each step: (round, way), in the order of `WAYS`."""
+def measure(
+    steps: Sequence[Callable[[], object]], pairs: int, warm_up: int = 10
+) -> NDArray[np.float64]:
+    """Return the seconds of each step: (round, step)."""
     for _ in range(warm_up):
-        for way in WAYS:
-            ways[way].step()
+        for step in steps:
+            step()
     gc.collect()
-    seconds = np.empty((pairs, len(WAYS)))
+    seconds = np.empty((pairs, len(steps)))
     # Drawn anew every round: in a fixed order each way would always find the caches as the same
     # other way leaves them.
     generator = np.random.default_rng(0)
     for turn in range(pairs):
-        for column in generator.permutation(len(WAYS)):
-            step = ways[WAYS[column]].step
+        for column in generator.permutation(len(steps)):
             start = time.perf_counter()
-            step()
+            steps[column]()
             seconds[turn, column] = time.perf_counter() - start
     return seconds
+
+
+def ratios(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the seconds of each step over those of the first of its round."""
+    return seconds / seconds[:, :1]
 
 
 def _share(rival: Way) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
@@ -300,26 +308,26 @@ def _share(rival: Way) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
 
 
 def _line(name: str, ways: Mapping[Way, Runner], seconds: NDArray[np.float64]) -> list[str]:
-    plain = seconds[:, :1]
-    ratios = seconds / plain
-    milliseconds = float(np.median(plain)) * 1e3
+    shares = ratios(seconds)
+    milliseconds = float(np.median(seconds[:, 0])) * 1e3
     keeping = {WAYS.index(way): ways[way].sites for way in WAYS if ways[way].sites}
     each = [
-        f"{(float(np.median(ratios[:, column])) - 1) * milliseconds * 1e3 / sites:.0f}"
+        f"{(float(np.median(shares[:, column])) - 1) * milliseconds * 1e3 / sites:.0f}"
         for column, sites in keeping.items()
     ]
     return [
         name,
         f"{milliseconds:.2f}",
-        *(str(interval(ratios[:, [c]], lambda m: m[:, 0])) for c in range(1, len(WAYS))),
-        str(interval(ratios, _share("hooks"))),
-        str(interval(ratios, _share("lean hooks"))),
+        *(str(interval(shares[:, [c]], lambda m: m[:, 0])) for c in range(1, len(WAYS))),
+        str(interval(shares, _share("hooks"))),
+        str(interval(shares, _share("lean hooks"))),
         " / ".join(map(str, keeping.values())),
         " / ".join(each),
     ]
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Return the lines with their cells one below the other."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -339,7 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = [["model", "plain ms", *WAYS[1:], "of hooks", "of lean hooks", "sites", "µs a site"]]
     for name in given.models.split(","):
         with runners(name) as ways:
-            lines.append(_line(name, ways, measure(ways, given.pairs)))
+            steps = [ways[way].step for way in WAYS]
+            lines.append(_line(name, ways, measure(steps, given.pairs)))
     print(
         f"One training step as a ratio to the plain model's: median of {given.pairs} rounds "
         "[95 % bounds].\n"
@@ -349,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} thread, "
         f"Python {platform.python_version()}\n"
     )
-    print(_table(lines))
+    print(table(lines))
 
 
 if __name__ == "__main__":

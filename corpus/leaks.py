@@ -113,12 +113,16 @@ class World:
 
     @classmethod
     def around(cls, model: nn.Module) -> World:
-        """Return what is now; a lazy module is left out, which a first call changes."""
+        """Return what is now; what holds a lazy module is left out, which a first call changes."""
         return cls(
             _names(),
             _switches(),
             random_state(),
-            {path: _fields(m) for path, m in model.named_modules() if not _is_lazy(m)},
+            {
+                path: _fields(module)
+                for path, module in model.named_modules()
+                if not any(map(_is_lazy, module.modules()))
+            },
             frozen({name: p.grad for name, p in model.named_parameters()}, identity=True),
         )
 

@@ -90,6 +90,7 @@ _ENCODERS = (
         "FunnelForSequenceClassification",
         calls.classified_sequences,
         WORDS | {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48},
+        scratch=frozenset({"attention_structure"}),  # a notepad of the forward's own
         **SEQUENCE,
     ),
     _encoder(
@@ -370,7 +371,15 @@ _STATE_SPACES = (
         attention_window_size=6,
         block_types=["recurrent", "attention"],
     ),
-    _decoder("rwkv", "RwkvForCausalLM", calls.itself, attention_hidden_size=32, context_length=64),
+    tiny(
+        "rwkv",
+        "RwkvForCausalLM",
+        calls.itself,
+        TEXT | {"attention_hidden_size": 32, "context_length": 64},
+        why="its first forward in eval rescales the weights, and a flag says that it did",
+        graph=False,
+        **SEQUENCE,
+    ),
     tiny(
         "xlstm",
         "xLSTMForCausalLM",

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPED", "SEQUENCE", "TEXT", "TWO_SIDED", "WORDS", "Parts", "tiny"]
 
+_LAZY = frozenset({"_output_capturing_hooks_installed"})
+"""What transformers notes when it hangs the hooks that collect hidden states, at a first call."""
+
 Parts = dict[str, tuple[str, dict[str, Any]]]
 
 
@@ -45,7 +48,7 @@ def tiny(
 ) -> Case:
     """Return a case of the class `head` of transformers; `words` are `Case`'s own."""
     build = functools.partial(_build, head, settings, parts or {})
-    return Case(name, build, call, **({"batches": (2, 3, 5)} | words))
+    return Case(name, build, call, **({"batches": (2, 3, 5), "scratch": _LAZY} | words))
 
 
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END}
@@ -58,7 +61,7 @@ TEXT = WORDS | {
     "max_position_embeddings": 64,
 }
 GROUPED = TEXT | {"num_key_value_heads": 2}
-SEQUENCE = {"lengths": (12, 9, 16)}
+SEQUENCE: dict[str, Any] = {"lengths": (12, 9, 16)}
 TWO_SIDED = WORDS | {
     "d_model": 32,
     "encoder_layers": 2,

@@ -45,7 +45,7 @@ def import_torchvision() -> ModuleType | None:
     torchvision = importlib.import_module("torchvision")
     torchvision.extension._has_ops = lambda: True  # noqa: SLF001 - what nms asks first
     # Without ops it compiles this one at the first call: a second of every test.
-    roi_align = importlib.import_module("torchvision.ops.roi_align")
+    roi_align: Any = importlib.import_module("torchvision.ops.roi_align")
     roi_align._roi_align = inspect.unwrap(roi_align._roi_align)  # noqa: SLF001
     return torchvision
 

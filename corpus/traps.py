@@ -416,7 +416,7 @@ class TableFromLruCache(_Sized):
         return self.fc(x) * _table(x.size(1), x.size(2))
 
 
-@trap(sequence, scratch=frozenset({"rope", "length"}), graph=False)
+@trap(sequence, scratch=frozenset({"rope", "length"}))
 class RotaryTableGrows(_Sized):
     """A buffer made again when a longer sequence comes, as rotary embeddings are."""
 
@@ -808,7 +808,7 @@ class CustomFunctionTwoOutputs(_Sized):
         return y * sign
 
 
-@trap(vectors, varies=NO_LENGTH)
+@trap(vectors, varies=NO_LENGTH, graph=False)
 class GradientScaledByHook(_Sized):
     """`register_hook` on an activation: the backward is another one."""
 
@@ -901,7 +901,7 @@ class CheckpointedSequential(nn.Module):
         return checkpoint(lambda y: y / n, x, use_reentrant=False)
 
 
-@trap(sequence)
+@trap(sequence, graph=False)
 class VmapInside(_Sized):
     """`torch.vmap` over the batch in the forward."""
 
@@ -909,7 +909,7 @@ class VmapInside(_Sized):
         return torch.vmap(lambda row: torch.outer(row.mean(0), row[0]).softmax(-1))(self.fc(x))
 
 
-@trap(vectors, varies=NO_LENGTH)
+@trap(vectors, varies=NO_LENGTH, graph=False)
 class FuncGradInside(_Sized):
     """`torch.func.grad` in the forward, as an energy model does."""
 
@@ -1451,7 +1451,7 @@ def flip_gradient(_module, grads, _given):
     return tuple(None if grad is None else -grad for grad in grads)
 
 
-@trap(sequence)
+@trap(sequence, graph=False)
 class BackwardHookOnPart(nn.Module):
     """A full backward hook on a sub-module: the gradient is another one."""
 
@@ -1619,7 +1619,7 @@ class PointerInBuffer(_Sized):
         return y @ self.queue.clone().T
 
 
-@trap(vectors, varies=NO_LENGTH, graph=False)
+@trap(vectors, varies=NO_LENGTH)
 class CounterInForward(_Sized):
     """A Python counter that scales by how often it was called."""
 
@@ -1632,7 +1632,7 @@ class CounterInForward(_Sized):
         return self.fc(x) * min(1.0, self.calls / 7)
 
 
-@trap(vectors, varies=NO_LENGTH, graph=False)
+@trap(vectors, varies=NO_LENGTH)
 class CounterThatNothingReads(_Sized):
     """A Python counter that only the user reads."""
 
@@ -1659,7 +1659,7 @@ class CachedOnFirstCall(_Sized):
         return self.fc(x - self.mean)
 
 
-@trap(vectors, varies=NO_LENGTH, graph=False)
+@trap(vectors, varies=NO_LENGTH)
 class AuxiliaryLossKept(_Sized):
     """A loss left on the module for the training loop to find."""
 
@@ -1674,7 +1674,7 @@ class AuxiliaryLossKept(_Sized):
         return y
 
 
-@trap(vectors, varies=NO_LENGTH, graph=False)
+@trap(vectors, varies=NO_LENGTH)
 class ListOfAuxiliaryLosses(nn.Module):
     """Children append to a list of losses that the root empties and adds up."""
 
@@ -2170,7 +2170,7 @@ class MultiTaskLosses(nn.Module):
         return sum(self.weights[name] * loss for name, loss in losses.items()), losses
 
 
-@trap(sequence, scratch=frozenset({"_torchdynamo_wrapper_id"}), graph=False)
+@trap(sequence, scratch=frozenset({"_torchdynamo_wrapper_id"}))
 class CompiledChild(_Sized):
     """A child wrapped by `torch.compile`, without a backend that changes it."""
 

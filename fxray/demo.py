@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,7 +229,7 @@ def demo(out: str | os.PathLike[str] = "fxray-demo", epochs: int = EPOCHS) -> fx
         image, _ = next(iter(digits()[0]))
         xray = watch(model, image)
         print(f"A small CNN learns handwritten digits; {folder}/graph.svg shows it.")
-        print(f"  {xray.report}\n")
+        print(f"\n{textwrap.indent(str(xray.report), '  ')}\n")
         if before:
             print(
                 f"{runs} has {before} run{'s' if before > 1 else ''} already: this one is added, "

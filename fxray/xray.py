@@ -82,7 +82,7 @@ class Xray:
         TypeError: `model` is no `nn.Module`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options, each by its name
         self,
         model: nn.Module,
         args: Sequence[Any] = (),

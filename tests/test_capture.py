@@ -29,6 +29,7 @@ from torch import nn
 
 import fxray
 from fxray.store.writer import ZarrWriter
+from fxray.tracing.program import Runner
 
 X = torch.arange(24, dtype=torch.float32).reshape(6, 4) / 10 - 1
 _numbers = itertools.count()
@@ -339,20 +340,27 @@ def test_each_phase_counts_its_own_steps(place: str) -> None:
     assert [row[2] for row in coordinates(series.in_phase("valid"))] == [0, 2]
 
 
-def test_a_step_with_nothing_due_runs_the_bare_graph(place: str) -> None:
+def test_a_step_with_nothing_due_runs_the_bare_graph(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = rewritten(output=True, every=4)
-    ran = []
-    instrumented = net.__dict__["_recording_forwards"]["train"]
-    net.__dict__["_recording_forwards"]["train"] = lambda *a: (
-        ran.append(len(ran)) or instrumented(*a)
-    )
+    instrumented: list[bool] = []
+    run = Runner.run
+
+    def noted(self: Runner, inputs: Any, forward: Any = None) -> Any:
+        instrumented.append(forward is not None)
+        return run(self, inputs, forward)
+
+    monkeypatch.setattr(Runner, "run", noted)
     with fxray.record(net, place):
         for _ in range(9):
             net(X)
-    assert len(ran) == 3
+    assert instrumented == [True, False, False, False, True, False, False, False, True]
+    instrumented.clear()
     for _ in range(4):
         net(X)
-    assert len(ran) == 3  # closed: bare
+    assert instrumented == [False] * 4  # closed: bare
+    assert fxray.open(place)["relu"].output.steps.tolist() == [0, 4, 8]
 
 
 def test_different_schedules_live_side_by_side(place: str) -> None:

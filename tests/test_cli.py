@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,6 +225,203 @@ def test_the_place_may_be_left_out(
     )
 
 
+# A model of the user's own
+
+USERS = """
+    import random
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self, hidden=8):
+            super().__init__()
+            self.first = nn.Linear(6, hidden)
+
+        def forward(self, x, mask=None, scale=None):
+            y = torch.relu(self.first(x))
+            return y if mask is None else y * mask[:, None]
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(10, 4)
+
+        def forward(self, ids, seen=None):
+            return self.embed(ids) if seen is None else self.embed(ids) * seen[..., None]
+
+    class Branches(Net):
+        def forward(self, x):
+            return self.first(x) if x.sum() > 0 else x
+
+    class Random(Net):
+        def forward(self, x):
+            return self.first(x) if torch.rand(()) > 0.5 else x
+
+    net, x = Net(), torch.zeros(2, 6)
+
+    def talks():
+        print("made")
+        return Net(), x
+
+    def fails():
+        return {}["missing"]
+
+    class Holder:
+        make = staticmethod(lambda: (Net(), (x, torch.ones(2))))
+
+    alone = lambda: Net()
+    by_name = lambda: (Net(), {"x": x})
+    both = lambda: (Net(), (x,), {"mask": torch.ones(2)})
+    pair = lambda: (Net(), ((x,), {"mask": torch.ones(2)}))
+    needs = lambda width: Net(width)
+    nothing = lambda: None
+    a_class = lambda: Net
+    many = lambda: (Net(), x, x)
+    number = 3
+"""
+
+
+@pytest.fixture
+def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder of the user's own, with files that define models; leave none behind."""
+    (tmp_path / "own_models.py").write_text(textwrap.dedent(USERS), encoding="utf-8")
+    (tmp_path / "own_broken.py").write_text("import torch\nimport no_such_thing\n")
+    (tmp_path / "own_syntax.py").write_text("\n\ndef f(:\n")
+    (tmp_path / "own_script.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "inner.py").write_text("from . import nothing\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def traced(answer: tuple[int, str, str]) -> list[str]:
+    status, out, err = answer
+    assert status == 0, err
+    return out.splitlines()
+
+
+def test_trace_prints_the_ops_and_the_report(run_fxray: Shell, users: Path) -> None:
+    words = ("trace", "own_models.py:Net", "--input", "5x6", "--no-picture")
+    lines = lines_of(run_fxray(*words))
+    assert lines == [
+        "Net of own_models.py:Net: 3 ops, 56 parameters",
+        "",
+        "op     key       output         parameters  settings                                  line",
+        "x      input-0   float32[5, 6]",
+        "first  linear-0  float32[5, 8]  56          in_features=6, out_features=8, bias=True  own_models.py:12",
+        "relu   relu-0    float32[5, 8]                                                        own_models.py:12",
+        "",
+        "traced      by execution: the model ran on the input, and what it computed is a graph",
+        "ops         3 in train mode, 3 in eval mode",
+        "sizes       batch size free",
+        "verified    bit-equal, gradients equal",
+    ]
+    assert lines_of(run_fxray(*words)) == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "shown"),
+    [
+        ("own_models:net", ["-i", "3x6"], "[3, 8]"),
+        ("own_models.py:alone", ["-i", "3x6", "-i", "3"], "[3, 8]"),
+        ("own_models.py:by_name", [], "[2, 8]"),
+        ("own_models.py:both", [], "mask "),
+        ("own_models.py:pair", [], "mask "),
+        ("own_models:Holder.make", [], "mask "),
+        ("own_models:Holder.make", ["-i", "x=7x6"], "[7, 8]"),
+        ("./own_models.py:Words", ["-i", "ids=2x5:int64<10", "-i", "seen=2x5:bool"], "bool[2, 5]"),
+        ("torch.nn:ReLU", ["-i", "2x3:float64"], "float64[2, 3]"),
+        ("own_models:Net", [], "shapes are told and all is verified"),
+    ],
+)
+def test_trace_takes_what_makes_a_model(
+    run_fxray: Shell, users: Path, name: str, inputs: list[str], shown: str
+) -> None:
+    assert shown in "\n".join(traced(run_fxray("trace", name, *inputs, "--no-picture")))
+    assert not [*users.glob("*.svg")]
+
+
+def test_trace_answers_programs(run_fxray: Shell, users: Path) -> None:
+    status, out, err = run_fxray("trace", "own_models.py:talks", "--json")
+    assert (status, err) == (0, "made\n")
+    told = json.loads(out)
+    assert told["frontend"] == "execution"
+    assert told["ops"] == {"train": 3, "eval": 3}
+    assert told["reservations"] == []
+    assert not [*users.glob("*.svg")]
+
+
+def test_trace_draws(run_fxray: Shell, users: Path) -> None:
+    lines = traced(run_fxray("trace", "own_models.py:talks", "-o", "new/net.dot", "--depth", "1"))
+    assert lines[-1] == f"{Path('new') / 'net.dot'}: the graph of Net"
+    drawn = Path("new", "net.dot").read_text(encoding="utf-8")
+    assert "relu" in drawn
+    assert "weights" not in drawn, "nothing is going to be kept"
+
+
+@pytest.mark.dot
+def test_trace_draws_to_the_callables_name(run_fxray: Shell, users: Path) -> None:
+    assert traced(run_fxray("trace", "own_models.py:talks"))[-1] == "talks.svg: the graph of Net"
+    assert "<svg" in Path("talks.svg").read_text(encoding="utf-8")
+
+
+def test_trace_does_without_graphviz(
+    run_fxray: Shell, users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxray.look.render.engine", lambda: None)
+    status, out, err = run_fxray("trace", "own_models.py:net", "-i", "2x6")
+    assert status == 0
+    assert "bit-equal" in out
+    assert "warning: " in err
+    assert "--no-picture" in err
+    assert run_fxray("trace", "own_models.py:net", "-i", "2x6", "-o", "net.svg")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("own_models.py", "own_models.py defines Net, Words, Branches, Random, talks, fails"),
+        ("own_models.py:fails", "own_models.py:38: calling own_models.py:fails failed: KeyError"),
+        ("own_models.py:needs", "takes width and is called with nothing; give them defaults"),
+        ("own_models.py:nothing", "returned NoneType; it is to return model, (model, x)"),
+        ("own_models.py:a_class", "returned the class Net; it is to return model"),
+        ("own_models.py:many", "returned (Net, Tensor, Tensor); several arguments go in a tuple"),
+        ("own_models.py:number", "is of type int; name a function"),
+        ("own_models.py:Wrods", "own_models.py has no 'Wrods'; nearest: Words"),
+        ("./own_models:Net", "there is no file ./own_models; there is own_models.py"),
+        ("own_broken:f", "own_broken.py:2: importing own_broken failed: ModuleNotFoundError"),
+        ("own_syntax.py:f", "own_syntax.py:3: importing own_syntax.py failed: SyntaxError"),
+        ("own_script.py:f", "ended the program (sys.exit(3)); keep that below `if __name__`"),
+        ("no_such.module:f", "is it installed here, or in this folder? A file is named no_such.py"),
+        ("package/inner.py:f", "name it as one, package.module:CALLABLE"),
+        ("own_models.py:Net -i 2x7", "own_models.py:12: tracing own_models.py:Net: Net itself"),
+        ("own_models.py:Net -i 2x7", "(x float32[2, 7])"),
+        ("own_models.py:Net -i 2x7", "; give it another with --input"),
+        ("own_models.py:Net -i y=2x6", "missing a required argument: 'x'; give it another"),
+        ("own_models.py:Branches", "Give one: --input SHAPE (of x)"),
+        ("own_models.py:Branches", "own_models.py:25: tracing own_models.py:Branches: torch.fx"),
+        ("own_models.py:Branches -i 2x6 --strict", "branch on data at own_models.py:25"),
+        ("own_models.py:Branches -i 2x6 --strict", "without --strict this is told in the report"),
+        ("own_models.py:Random -i 2x6 --frontend execution", "without --frontend the model runs"),
+        ("own_models.py:Net --frontend interposed", "needs an input: --input SHAPE (of x)"),
+        ("own_models.py:net -o net.gif", "end its name in .svg, .png, .pdf, .dot"),
+    ],
+)
+def test_trace_says_what_is_wrong_in_one_line(
+    run_fxray: Shell, users: Path, words: str, said: str
+) -> None:
+    status, out, err = run_fxray("trace", *words.split())
+    assert (status, out) == (1, "")
+    assert err.startswith("fxray: ")
+    assert err.count("\n") == 1
+    assert said in err
+
+
 # What it says when something is wrong
 
 
@@ -263,6 +463,9 @@ def test_an_error_is_one_line(run_fxray: Shell, place: Path, words: list[str], s
         (["show", "PLACE", "relu", "more"], "see: fxray show --help"),
         (["show", "--step", "four"], "--step: invalid int value: 'four'"),
         (["demo", "--epochs", "0"], "'0' is no whole number of at least 1"),
+        (["trace", "m:f", "-i", "2xx"], "'2xx' describes no tensor; write 2x3x32x32"),
+        (["trace", "m:f", "-i", "2:int46"], "no dtype 'int46' can be drawn; did you mean 'int64'?"),
+        (["trace", "m:f", "-i", "2x3<4"], "write a dtype of them, as in '2x12:int64<100'"),
         (["plot", "PLACE", "relu", "--steps", "0:10:0"], "write 0:100, 0:100:10 or 0,50,100"),
     ],
 )
@@ -330,7 +533,7 @@ def test_every_help_has_examples_that_parse(run_fxray: Shell, name: str) -> None
     for line, words in command.examples:
         assert line in text
         assert words in text
-        program, first, *rest = line.split()
+        program, first, *rest = shlex.split(line)
         assert (program, first) == ("fxray", name)
         command.parse(rest)
 

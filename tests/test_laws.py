@@ -459,22 +459,72 @@ class Raises(nn.Module):
         if self.how == "raises":
             msg = "the model's own trouble"
             raise RuntimeError(msg)
-        if self.how == "item":
-            return next(t for _, t in tensors_in(out)).sum().item()
+        if self.how == "numpy":
+            return torch.from_numpy(np.sort(next(t for _, t in tensors_in(out)).detach().numpy()))
         with torch.no_grad():
             torch.manual_seed(7)
         return out
 
 
 @over_frontends
-@pytest.mark.parametrize("how", ["raises", "item", "seeds"])
+@pytest.mark.parametrize("how", ["raises", "numpy", "seeds"])
 @over_cases
 def test_a_trace_that_fails_leaves_nothing_behind(case: Case, frontend: str, how: str) -> None:
     model = Raises(case, how)
     before = Snapshot.of(model)
+    args = case.batch(BATCH) if frontend == "execution" else ()
     with pytest.raises(fxray.TraceError):
-        xray_of(case, frontend, model)
+        fxray.Xray(model, args, frontend=frontend)
     assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("how", ["numpy", "seeds"])
+@over_cases
+def test_a_trace_that_finds_no_graph_leaves_nothing_behind(case: Case, how: str) -> None:
+    model = Raises(case, how)
+    fxray.trace(model, *case.batch(BATCH))  # what torch itself sets up at the first time
+    before = Snapshot.of(model)
+    xray = fxray.trace(model, *case.batch(BATCH))
+    assert xray.report.frontend == "interposed"
+    assert_untouched(model, before)
+    assert Snapshot.of(model).versions == before.versions
+    xray.rewrite()
+    assert_untouched(model, before)
+
+
+@over_cases
+def test_a_trace_of_a_model_that_fails_leaves_nothing_behind(case: Case) -> None:
+    model = Raises(case, "raises")
+    before = Snapshot.of(model)
+    with pytest.raises(fxray.TraceError, match="itself fails on this input"):
+        fxray.trace(model, *case.batch(BATCH))
+    assert_untouched(model, before)
+
+
+@over_cases
+def test_a_call_traced_later_leaves_nothing_behind_but_what_the_call_does(case: Case) -> None:
+    model, twin = make(case), make(case)
+    net = fxray.trace(model, *case.batch(BATCH)).rewrite()
+    for p in (*model.parameters(), *twin.parameters()):
+        p.grad = torch.full_like(p, 0.5)
+    grads = [p.grad for p in model.parameters()]
+    for module in (model, twin):
+        module.double()
+    batch = [t.double() if t.is_floating_point() else t for t in case.batch(BATCH)]
+    for net_ in (net, twin):
+        random.seed(1)
+        torch.manual_seed(1)
+        next(net_.children()).eval()
+        net_(*batch)
+        assert random.getstate() == random.Random(1).getstate()
+        if net_ is net:
+            rng, names = torch.get_rng_state(), _torch_names()
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert _torch_names() == names
+    assert_same(dict(model.state_dict()), dict(twin.state_dict()))
+    assert [m.training for m in model.modules()] == [m.training for m in twin.modules()]
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
+    assert all((grad == 0.5).all() for grad in grads)
 
 
 def test_a_trace_inside_no_grad_gives_a_model_that_trains() -> None:

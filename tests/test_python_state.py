@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 import fxray
+from tests.twins import Twins, assert_agree, records
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -44,12 +46,9 @@ def test_a_number_that_two_neighbouring_batches_share_does_not_free_the_batch(ma
     model = make()
     net = fxray.trace(model, X).rewrite()
     assert torch.equal(net(X), model(X))
-    many = torch.randn(16, 8)
-    try:
-        out = net(many)
-    except fxray.SpecialisationError:
-        return
-    assert torch.equal(out, model(many))
+    for rows in (16, 5, 16, 8, 12, 1, 40):
+        many = torch.randn(rows, 8)
+        assert torch.equal(net(many), model(many))
 
 
 class Annealed(Base):
@@ -62,16 +61,24 @@ class Annealed(Base):
 
 
 @pytest.mark.parametrize("inputs", [(X,), ()], ids=["execution", "symbolic"])
-def test_an_attribute_that_changes_after_the_trace_is_refused_by_name(inputs):
+def test_an_attribute_that_changes_after_the_trace_is_traced_once_more(inputs):
     model = Annealed()
+    twin = copy.deepcopy(model)
     xray = fxray.trace(model, *inputs)
     net = xray.rewrite()
-    net(X)
-    model.tau = 0.5
-    with pytest.raises(fxray.SpecialisationError, match=r"'tau' was 1.0 .* is 0.5 now"):
-        net(X)
-    xray.model = model
-    assert torch.equal(xray.rewrite()(X), model(X))
+    for tau in (1.0, 0.5, 1.0, 0.25, 0.5, 1):
+        model.tau = twin.tau = tau
+        for training in (True, False):
+            model.train(training)
+            twin.train(training)
+            assert_agree([twin, net], X)
+    names = [program.name for program in net.family.programs]
+    assert names == ["train", "train.1", "train.2", "train.3", "eval", "eval.1", "eval.2", "eval.3"]
+    assert xray.report.since == ()
+    xray.model = model  # traced anew, at the attribute as it is
+    again = xray.rewrite()
+    assert torch.equal(again(X), twin(X))
+    assert len(again.family.of("eval")) == 1
 
 
 class Unread(Base):
@@ -110,11 +117,15 @@ class Choosing(nn.Module):
 
 
 def test_a_part_whose_mode_only_steers_what_is_returned_is_noticed():
-    model = OnlyTraining()
-    net = fxray.trace(model, X).rewrite()
-    model.sub.eval()
-    with pytest.raises(fxray.SpecialisationError, match="'sub'"):
-        net(X)
+    twins = Twins(OnlyTraining(), X)
+    with twins:
+        for training in (True, False, True, False):
+            for module in twins.both:
+                module.sub.train(training)
+            twins.call(X)
+    assert twins.graphs == {"train": 2, "eval": 1}
+    one, other, *_ = twins.outputs
+    assert not torch.equal(one[""], other[""])
 
 
 class FrozenNorm(nn.Module):
@@ -234,12 +245,64 @@ class KeepsALoss(Base):
         return h
 
 
-@pytest.mark.parametrize(("make", "words"), [(ReturnsAnObject, "Holder"), (KeepsALoss, "list")])
-def test_what_a_graph_would_freeze_is_refused(make, words):
+def test_an_object_of_the_user_s_own_is_made_anew_by_each_call():
+    model = ReturnsAnObject()
+    net = fxray.trace(model, X).rewrite()
+    assert net.family.of("train")
+    held = []
+    for x in (X, X + 1, X[:2]):
+        (out, holder), (theirs, expected) = net(x), model(x)
+        assert type(holder) is Holder
+        assert torch.equal(out, theirs)
+        assert torch.equal(holder.tensor, expected.tensor)
+        assert holder.tensor.requires_grad
+        held.append(holder)
+    assert len({id(holder) for holder in held}) == 3
+
+
+class Hoards(Base):
+    def __init__(self):
+        super().__init__()
+        self.aux = []
+
+    def forward(self, x):
+        h = self.l(x)
+        self.aux.append(h.pow(2).mean())
+        return h * len(self.aux)
+
+
+@pytest.mark.parametrize("make", [KeepsALoss, Hoards])
+def test_a_list_that_a_forward_fills_holds_what_the_model_itself_would_put_there(make):
     model = make()
-    with pytest.raises(fxray.TraceError, match=words):
-        fxray.trace(model, X)
-    assert not getattr(model, "aux", [])
+    twins = Twins(model, X)
+    assert model.aux == []
+    if make is Hoards:
+        assert "fills a list" in twins.xray.report.interposed["train"]
+        with pytest.raises(fxray.TraceError, match="Hoards fills a list"):
+            fxray.Xray(model, (X,), frontend="execution")
+        assert model.aux == []
+    with twins:
+        for n in range(3):
+            twins.call_both(X + n)
+            assert len(twins.model.aux) == len(twins.twin.aux) > 0
+            for ours, theirs in zip(twins.model.aux, twins.twin.aux, strict=True):
+                assert torch.equal(ours, theirs)
+                assert ours.requires_grad
+    assert len(records(twins.recorder.run["mean"].output)) == 6
+    # And the gradient of the kept loss goes where it should.
+    for module in (twins.net, twins.twin):
+        module.aux.clear()
+        module.zero_grad()
+        out = module(X)
+        (out.mean() + module.aux[-1]).backward()
+    assert torch.equal(twins.model.l.weight.grad, twins.twin.l.weight.grad)
+    for module in (twins.model, twins.twin):
+        module.aux = []  # another list than the one that was traced
+        module(X)
+    twins.net(X)
+    twins.twin(X)
+    assert len(twins.model.aux) == len(twins.twin.aux)
+    assert torch.equal(twins.model.aux[-1], twins.twin.aux[-1])
 
 
 class Looks(Base):
@@ -248,17 +311,25 @@ class Looks(Base):
         return torch.softmax(q, -1, dtype=torch.float32).to(q.dtype)
 
 
-def test_a_forward_that_looks_at_dtypes_is_traced_as_it_is_trained():
-    model = Looks()
-    net = fxray.trace(model, X).rewrite()
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(fxray.SpecialisationError, match="autocast"),
-    ):
-        net(X)
+def test_a_forward_that_looks_at_dtypes_has_a_graph_for_each_it_is_trained_under():
+    twins = Twins(Looks(), X)
+    twins.xray.draft.clear()
+    twins.xray.mark("*", grad=True, output=True, selection=fxray.Mean())
+    twins.xray.unmark("x", "grad")
+    with fxray.record(twins.net) as recorder:
+        for _ in range(2):
+            twins.call_both(X)
+            with torch.autocast("cpu", torch.bfloat16):
+                twins.call_both(X)
+                assert twins.net(X).dtype == torch.bfloat16
+            with torch.autocast("cpu", torch.float16):
+                assert twins.net(X).dtype == torch.float16
+    assert twins.graphs == {"train": 3, "eval": 2}
+    assert {len(recorder.run[path].output) for path in ("x", "l", "softmax")} == {12}
     with torch.autocast("cpu", torch.bfloat16):
-        net = fxray.trace(model, X).rewrite()
-        assert net(X).dtype == model(X).dtype == torch.bfloat16
+        net = fxray.trace(Looks(), X).rewrite()
+        assert net(X).dtype == torch.bfloat16
+    assert net(X).dtype == torch.float32
 
 
 class Accumulates(Base):

@@ -97,7 +97,8 @@ class Recorder:
             net, store, self.id, steps=self._steps, tally=self._tally, absorb=self._absorb
         )
         self._log = LogStream(store, self.id)
-        store.begin_run(self.id, self._attributes(name, tags, versions), net.architecture.to_dict())
+        self._told = net.architecture
+        store.begin_run(self.id, self._attributes(name, tags, versions), self._told.to_dict())
         connect(net.handle, self._intake)
         # These hold the recorder, so that one nobody kept still records until the process ends.
         self._optimizer_hook = register_optimizer_step_post_hook(self._intake.stepped)
@@ -196,6 +197,7 @@ class Recorder:
         empty = self._tally.empty(self._intake.sites, named=5)
         with self._absorbing():
             if self._error is None:
+                self._tell_graph()
                 for stream in self._streams():
                     stream.close()
                 notes = self._tally.notes(self._intake.sites)
@@ -253,9 +255,18 @@ class Recorder:
     def _streams(self) -> list[Stream | LogStream]:
         return [*self._intake.streams(), self._log]
 
+    def _tell_graph(self) -> None:
+        """Write the graph anew, if the model ran ops meanwhile that it never ran before."""
+        architecture = self._net.architecture
+        if architecture is not self._told:
+            self._told = architecture
+            captures = [chosen.to_dict() for chosen in self._net.captures]
+            self._store.update_run(self.id, {"captures": captures}, architecture.to_dict())
+
     def _commit(self) -> bool:
         """Commit every stream; return whether to go on doing so."""
         with self._absorbing():
+            self._tell_graph()
             for stream in self._streams():
                 if self._error is None:
                     stream.commit()

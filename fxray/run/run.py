@@ -191,6 +191,7 @@ class Run:
         """Look again at what is committed by now, and return the run itself."""
         self._stored.refresh()
         self._sources, self._known = catalogue(self._stored), {}
+        self._architecture = None
         return self
 
     # Elsewhere.

@@ -41,13 +41,14 @@ class MemoryRun:
         self._readers: dict[str, StreamReader] = {}
         self.streams: Mapping[str, StreamReader] = MappingProxyType(self._readers)
         self.attributes: Mapping[str, Any] = {}
-        self.graph: Mapping[str, Any] = json.loads(held.graph)
+        self.graph: Mapping[str, Any] = {}
         self.refresh()
 
     def refresh(self) -> bool:
         """Look again, at the streams too; return whether anything changed."""
         before, known = self.attributes, len(self._readers)
         self.attributes = json.loads(self._held.attributes)
+        self.graph = json.loads(self._held.graph)
         refreshed = [reader.refresh() for reader in self._readers.values()]
         for name, stream in self._held.streams.copy().items():
             if name not in self._readers:
@@ -87,8 +88,13 @@ class MemoryStore:
             msg = f"{self.name} has a run {run_id!r} already"
             raise StoreError(msg)
 
-    def update_run(self, run_id: str, attributes: Mapping[str, Any]) -> None:
-        """Replace the named attributes of a run.
+    def update_run(
+        self,
+        run_id: str,
+        attributes: Mapping[str, Any],
+        graph: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Replace the named attributes of a run; its graph, if one is given.
 
         Raises:
             NotARunError: there is no run of that id.
@@ -96,6 +102,7 @@ class MemoryStore:
         held = self._held(run_id)
         with self._lock:
             held.attributes = to_json({**json.loads(held.attributes), **attributes})
+            held.graph = held.graph if graph is None else to_json(graph)
 
     def runs(self) -> list[dict[str, Any]]:
         """Return `id, name, started, finished, tags, model` of every run, oldest first.

@@ -219,8 +219,13 @@ class Store(Protocol):
         """Claim `run_id`; StoreError if it is taken or the place cannot be written."""
         ...
 
-    def update_run(self, run_id: str, attributes: Mapping[str, Any]) -> None:
-        """Replace the named attributes of a run, e.g. `finished`."""
+    def update_run(
+        self,
+        run_id: str,
+        attributes: Mapping[str, Any],
+        graph: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Replace the named attributes of a run, e.g. `finished`; its graph, if one is given."""
         ...
 
     def runs(self) -> list[dict[str, Any]]:

@@ -70,6 +70,7 @@ class ZarrRun:
         """Look again, at the streams too; return whether anything changed."""
         before, known = self._attributes, set(self._readers)
         self._attributes = self._read_attributes()
+        self._graph = None
         refreshed = [self._readers[name].refresh() for name in known]
         self._find_streams()
         return any(refreshed) or self._attributes != before or set(self._readers) != known
@@ -160,8 +161,15 @@ class ZarrStore:
     def _enter(self, run_id: str, attributes: Mapping[str, Any]) -> None:
         (self.place / "catalog" / run_id).write(group(summary(run_id, attributes)))
 
-    def update_run(self, run_id: str, attributes: Mapping[str, Any]) -> None:
+    def update_run(
+        self,
+        run_id: str,
+        attributes: Mapping[str, Any],
+        graph: Mapping[str, Any] | None = None,
+    ) -> None:
         """Replace the named attributes of a run, in its entry in the catalog too.
+
+        A model may run ops that it never ran before; then its graph is replaced as well.
 
         Raises:
             NotARunError: there is no run of that id.
@@ -173,6 +181,8 @@ class ZarrStore:
             if before is None:
                 raise self._no_run(run_id)
             merged = {**before, **attributes, "fxray": before.get("fxray")}
+            if graph is not None:
+                (run / "graph").write(group({"graph": graph}))
             run.write(group(merged))
             self._enter(run_id, merged)
 

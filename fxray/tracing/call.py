@@ -250,12 +250,14 @@ class OpenCall:
     Attributes:
         required: names of the arguments without a default; the graph's placeholders.
         defaults: value of every other argument, which every call must leave as it is.
-        shown: the shapes at which the graph was seen to be right, None for any.
+        shown: the arguments, sizes included, for which the graph was seen to be right.
+        free: those of them, without sizes, that came at enough sizes to take any.
     """
 
     required: tuple[str, ...]
     defaults: Mapping[str, Any] = attrs.field(factory=dict)
-    shown: frozenset[Any] | None = frozenset()
+    shown: frozenset[Any] = frozenset()
+    free: frozenset[Any] = frozenset()
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -271,8 +273,17 @@ class OpenCall:
         """Return the required arguments, in the order of the placeholders.
 
         Raises:
-            SpecialisationError: another argument differs from its default.
+            SpecialisationError: another argument differs from its default, or the graph was
+                not yet seen to be right for such arguments.
         """
+        self._check_defaults(arguments)
+        sizes, kinds = _told_apart(arguments)
+        if kinds not in self.free and (sizes, kinds) not in self.shown:
+            msg = "the graph was traced without an input, and not yet seen to be right for this one"
+            raise SpecialisationError(msg)
+        return [arguments[name] for name in self.required]
+
+    def _check_defaults(self, arguments: Mapping[str, Any]) -> None:
         for name, default in self.defaults.items():
             if name in arguments and not same_constant(default, arguments[name]):
                 was, now = short_text(default), short_text(arguments[name])
@@ -282,27 +293,32 @@ class OpenCall:
                     f"fxray.trace(model, …, {name}=…)"
                 )
                 raise SpecialisationError(msg)
-        if self.shown is not None and _shapes(arguments) not in self.shown:
-            msg = "the graph was traced without an input, and not yet seen to be right for this one"
-            raise SpecialisationError(msg)
-        return [arguments[name] for name in self.required]
 
     def takes(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether it would take these arguments, were they shown to give the same."""
         try:
-            attrs.evolve(self, shown=None).flatten(arguments)
+            self._check_defaults(arguments)
         except SpecialisationError:
             return False
         return True
 
     def with_shown(self, arguments: Mapping[str, Any], free_after: int) -> OpenCall:
-        """Return the call that takes these arguments too; any, after so many shapes."""
-        shown = (self.shown or frozenset()) | {_shapes(arguments)}
-        return attrs.evolve(self, shown=None if len(shown) >= free_after else shown)
+        """Return the call that takes these arguments too; after so many sizes, any size."""
+        sizes, kinds = _told_apart(arguments)
+        shown = self.shown | {(sizes, kinds)}
+        enough = sum(others == kinds for _, others in shown) >= free_after
+        return attrs.evolve(self, shown=shown, free=self.free | {kinds} if enough else self.free)
 
 
-def _shapes(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
-    flat, _ = pytree.tree_flatten(dict(arguments))
-    return tuple(
-        (tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else type(v) for v in flat
-    )
+def _told_apart(arguments: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the sizes of arguments, and all else by which a forward may tell them apart."""
+    flat, tree = pytree.tree_flatten(dict(arguments))
+    tensors = [value for value in flat if isinstance(value, torch.Tensor)]
+    kinds: list[Any] = [str(tree)]
+    for value in flat:
+        if isinstance(value, torch.Tensor):
+            kinds.append((value.dim(), value.dtype))
+        else:
+            # `flag is True` and `y is None` were answered without asking the graph.
+            kinds.append(value if isinstance(value, (bool, str, type(None))) else type(value))
+    return tuple(tuple(tensor.shape) for tensor in tensors), tuple(kinds)

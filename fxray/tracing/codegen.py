@@ -263,7 +263,7 @@ def packed_graph(graph: fx.Graph) -> Packed:
 
     The nodes themselves hold one another: to pickle a long graph of them goes too deep.
     """
-    places = {node: _Ref(place) for place, node in enumerate(graph.nodes)}
+    places: dict[fx.Node, Any] = {node: _Ref(place) for place, node in enumerate(graph.nodes)}
     packed = []
     for node in graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), places.__getitem__)

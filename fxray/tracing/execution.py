@@ -80,7 +80,6 @@ class GraphWriter(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._refused: NoGraphError | None = None
         self._given: set[int] = set()
-        self.noted: Reads | None = None
         self._paused = 0
         self._open = False
 
@@ -93,8 +92,8 @@ class GraphWriter(TorchFunctionMode):
 
     def write_call(
         self, spec: CallSpec, tensors: list[torch.Tensor], call: Callable[[], Any]
-    ) -> WrittenGraph:
-        """Run `call`, which passes `tensors` to the model, and return its graph.
+    ) -> tuple[WrittenGraph, Reads]:
+        """Run `call`, which passes `tensors` to the model; return its graph and what it read.
 
         Raises:
             TraceError: the forward does what no graph can hold; names file and line.
@@ -109,7 +108,7 @@ class GraphWriter(TorchFunctionMode):
         versions = [version_of(tensor) for tensor in tensors]
         self._open = True
         try:
-            with noted_reads(self.model, self) as self.noted, patched(self), self:
+            with noted_reads(self.model, self) as noted, patched(self), self:
                 out = call()
                 if self._refused is not None:
                     raise self._refused
@@ -122,7 +121,7 @@ class GraphWriter(TorchFunctionMode):
         gather_inputs(self.graph)
         used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
         self.graph.lint()
-        return WrittenGraph(
+        graph = WrittenGraph(
             self.graph,
             {name: value for name, value in self.nodes.constants.items() if name in used},
             self.returns,
@@ -130,6 +129,7 @@ class GraphWriter(TorchFunctionMode):
             frozenset(self.reads),
             inputs=tuple(written),
         )
+        return graph, noted
 
     def _argument_name(self, path: str) -> str:
         """Return a Python name for an argument that no other placeholder has."""

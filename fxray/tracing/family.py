@@ -17,6 +17,7 @@ from fxray.errors import (
     TraceError,
     first_line,
 )
+from fxray.tracing.call import OpenCall
 from fxray.tracing.program import MODES, Program, Runner
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ GRAPHS = 8
 CALLS_PER_TRACE = 50
 """Every so many calls that a graph served allow one trace more."""
 
-TRIES = 3
+TRIES = 4
 """How many graphs are begun for one call before it runs through the interposer."""
 
 Fitted = tuple[Runner, "Sequence[Any]"]
@@ -70,16 +71,19 @@ class Family:
         """What happened since the trace, as sentences."""
         self._grow = grow
         self._runners: dict[str, list[Runner]] = {mode: [] for mode in MODES}
-        self._traces = 0
-        self._served = 0
-        self._flips: collections.Counter[str] = collections.Counter()
+        # Each mode has a budget of its own, as it has graphs of its own.
+        self._traces: collections.Counter[str] = collections.Counter()
+        self._served: collections.Counter[str] = collections.Counter()
+        self._missed: collections.Counter[str] = collections.Counter()
+        self._flips: collections.Counter[tuple[str, str]] = collections.Counter()
         self._unsteady: set[str] = set()
         self._numbers = dict.fromkeys(MODES, 0)
         for program in programs:
             self.add(program)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (self.model, self.programs, self.survey, self._grow, self.without, self.told)
+        rest = (self._grow, self.without, self.told)
+        state = (self.model, self.programs, self.survey, rest)
         return _unpack_family, state
 
     # ------------------------------------------------------------------ what there is
@@ -164,10 +168,13 @@ class Family:
     ) -> Fitted | None:
         """Return another graph for a call that left those `tried` half-way."""
         self.say(f"branch {flipped.where}", f"{flipped}. Another graph runs the call")
-        self._flips[flipped.where] += 1
-        if flipped.number and self._flips[flipped.where] > 1:
+        self._flips[mode, flipped.where] += 1
+        if flipped.number and self._flips[mode, flipped.where] > 1:
             self._give_up(mode, str(flipped), unsteady=True)
         if len(tried) >= TRIES:
+            self._missed[mode] += 1
+            if self._missed[mode] >= self._allowed(mode):
+                self._give_up(mode, f"{flipped}, and so it went on", unsteady=True)
             return None
         found = self._fit(mode, args, kwargs, tried)
         return None if found is None or found[0] in tried else found
@@ -186,7 +193,7 @@ class Family:
             if index:
                 # A list anew, not changed in place: another thread may be going through it.
                 self._runners[mode] = [runner, *(r for r in runners if r is not runner)]
-            self._served += 1
+            self._served[mode] += 1
             return runner, inputs
         return self._further(mode, args, kwargs, misfit, flipped=bool(tried))
 
@@ -204,21 +211,33 @@ class Family:
         if self._grow is None:
             raise misfit or SpecialisationError(f"there is no graph for {mode} mode")
         with LOCK:
-            if self._traces >= GRAPHS + self._served // CALLS_PER_TRACE:
+            if self._traces[mode] >= self._allowed(mode):
                 because = "a branch on data flips" if flipped else _without_advice(misfit)
-                self._give_up(mode, f"after {self._traces} traces: {because}", unsteady=flipped)
+                self._give_up(
+                    mode, f"after {self._traces[mode]} traces: {because}", unsteady=flipped
+                )
                 return None
-            self._traces += 1
+            self._traces[mode] += 1
             try:
                 program = self._grow(self, mode, args, kwargs)
-                runner = next(r for r in self._runners[mode] if r.program is program)
-                return runner, runner.inputs(args, kwargs)
             except NoGraphError as error:
                 self._give_up(mode, first_line(error), unsteady=flipped)
+                return None
             except TraceError:
                 # The model itself fails on this: it will say so in its own words.
-                self._traces -= 1
-        return None
+                self._traces[mode] -= 1
+                return None
+            if isinstance(program.call, OpenCall):  # there it was, and needed only to be verified
+                self._traces[mode] -= 1
+            runner = next(r for r in self._runners[mode] if r.program is program)
+            try:
+                return runner, runner.inputs(args, kwargs)
+            except SpecialisationError:  # a state that no trace is made under: inference mode
+                return None
+
+    def _allowed(self, mode: str) -> int:
+        """Return how many traces, and how many calls that no graph ends, a mode may ask for."""
+        return GRAPHS + self._served[mode] // CALLS_PER_TRACE
 
     def _give_up(self, mode: str, why: str, *, unsteady: bool) -> None:
         """Trace no more in this mode; nor begin graphs that are likely to end half-way."""
@@ -248,8 +267,9 @@ def _number(program: Program) -> int:
 
 
 def _unpack_family(
-    model: nn.Module, programs: Any, survey: Survey, grow: Any, without: Any, told: list[str]
+    model: nn.Module, programs: Any, survey: Survey, rest: tuple[Any, ...]
 ) -> Family:
+    grow, without, told = rest
     family = Family(model, programs, survey, grow=grow, without=without)
     family.told.extend(told)
     return family

@@ -12,7 +12,10 @@ from fxray.tracing.batch import difference, far_from
 from fxray.tracing.call import CallSpec, OpenCall
 from fxray.tracing.example import Example, Size
 from fxray.tracing.program import MODES, Program, Runner
-from fxray.tracing.writing import program_of, show, takes, verify, write
+from fxray.tracing.showing import program_of, show, takes, verify
+from fxray.tracing.state import How
+from fxray.tracing.verify import Trial
+from fxray.tracing.writing import run_alone, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +36,10 @@ def grow(family: Family, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any
         NoGraphError: no graph can hold it.
         TraceError: the model itself fails on it.
     """
+    # Before inference mode is left, for that switches autograd on.
+    how = How(training=mode == MODES[0], grad=torch.is_grad_enabled())
     with torch.inference_mode(mode=False):
         example = Example.of(family.model, args, kwargs)
-        how: dict[str, bool] = {"training": mode == MODES[0], "grad": torch.is_grad_enabled()}
         return (
             _shown_right(family, mode, example, how)
             or _shown_free(family, mode, example, how)
@@ -43,9 +47,7 @@ def grow(family: Family, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any
         )
 
 
-def _shown_right(
-    family: Family, mode: str, example: Example, how: dict[str, bool]
-) -> Program | None:
+def _shown_right(family: Family, mode: str, example: Example, how: How) -> Program | None:
     """Return the graph that was traced without an input, if it is right for this call.
 
     One that is not leaves the family.
@@ -58,9 +60,13 @@ def _shown_right(
             right = attrs.evolve(program, call=call.with_shown(example.arguments, SHOWN))
             runner = family.replace(program, right)  # noqa: PLW2901 - the same, which takes it
             try:
-                verify(family.model, _product(runner), example, {}, **how)
+                verify(family.model, _product(runner), example, Trial(how, {}))
             except (NoGraphError, SpecialisationError) as error:
                 family.drop(right, f"{first_line(error)}. It was traced without an input")
+                continue
+            except Exception:  # noqa: BLE001 - a wrong graph may raise anything, so may the model
+                family.replace(right, program)
+                run_alone(family.model, example, {}, how)
                 continue
             return right
     return None
@@ -73,9 +79,7 @@ def _product(runner: Runner) -> Callable[..., Any]:
     return product
 
 
-def _shown_free(
-    family: Family, mode: str, example: Example, how: dict[str, bool]
-) -> Program | None:
+def _shown_free(family: Family, mode: str, example: Example, how: How) -> Program | None:
     """Return the program that the call differs from in sizes alone, if its graph is the same."""
     candidates = [
         (runner.program, call, varying)
@@ -86,9 +90,9 @@ def _shown_free(
     ]
     if not candidates:
         return None
-    written = write(family.model, example, {}, seed=0, **how)
+    written = write(family.model, example, {}, how)
     for program, call, varying in candidates:
-        before = attrs.evolve(written, graph=program.graph, constants=program.constants)
+        before = attrs.evolve(written, graph=program.graph, constants=dict(program.constants))
         if difference(before, written) is None:
             taken = call.with_shown(varying, free_after=SHOWN)
             grown = taken.grown_since(call)
@@ -122,26 +126,26 @@ def _same_at(
     example: Example,
     sizes: Mapping[Size, int],
     before: WrittenGraph,
-    how: dict[str, bool],
+    how: How,
 ) -> bool:
     """Return whether a graph is the same at other sizes of the example's call."""
     try:
-        other = write(family.model, example, sizes, seed=1, **how)
+        other = write(family.model, example, sizes, attrs.evolve(how, seed=1))
     except Exception:  # noqa: BLE001 - whatever the model raises at another size
         return False
     return difference(before, other) is None
 
 
-def _one_more(family: Family, mode: str, example: Example, how: dict[str, bool]) -> Program:
+def _one_more(family: Family, mode: str, example: Example, how: How) -> Program:
     """Return a further graph of the mode, for calls such as this one."""
     model = family.model
-    shown = show(model, example, **how)
+    shown = show(model, example, how)
     name = family.new_name(mode)
     family.survey.learn(shown.written, mode)
     program = program_of(name, shown, example)
     runner = Runner(program, model, family.signature)
     product = _product(runner)
-    found = verify(model, product, example, example.base, gradients=how["training"], **how)
+    found = verify(model, product, example, Trial(how, example.base, gradients=how.training))
     if found.wrong:
         msg = "the model gives other numbers each time, for one input and seed"
         raise NoGraphError(msg)

@@ -32,6 +32,7 @@ from fxray.tracing.names import type_of_module
 from fxray.tracing.ops import NodeInfo, module_fields
 from fxray.tracing.patches import interposing, short_line
 from fxray.tracing.results import fields_of, tensor_items
+from fxray.tracing.state import uncompiled
 from fxray.tracing.survey import LOCK, Spot, Survey
 
 if TYPE_CHECKING:
@@ -428,5 +429,5 @@ def interposed(model: nn.Module, survey: Survey, visitor: Visitor) -> Iterator[N
         mode = "train" if training else "eval"
         return Interposer(layout_of(model, survey), survey, visitor, mode=mode)
 
-    with looking(Looker(model, visitor, interposer), model):
+    with uncompiled(), looking(Looker(model, visitor, interposer), model):
         yield

@@ -20,11 +20,11 @@ from fxray.tracing.paths import name_ops
 from fxray.tracing.program import MODES, Program
 from fxray.tracing.regions import count_regions
 from fxray.tracing.report import Report, baked_values, branches_in, count_ops
-from fxray.tracing.state import alone, preserved_rng
+from fxray.tracing.showing import Shown, notes_on, program_of, show, takes, verify
+from fxray.tracing.state import How, alone, preserved_rng
 from fxray.tracing.survey import Survey
 from fxray.tracing.symbolic import open_call, write_symbolically
-from fxray.tracing.verify import Comparison
-from fxray.tracing.writing import Shown, notes_on, program_of, show, takes, verify
+from fxray.tracing.verify import Comparison, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -165,7 +165,7 @@ def _take(traced: Traced, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
     """Let the graphs of both modes take one more call."""
     family = traced.module.family
     for mode in MODES:
-        with alone(traced.model, seed=0, training=mode == MODES[0]), torch.enable_grad():
+        with alone(traced.model, How(training=mode == MODES[0])):
             family.fit(mode, args, kwargs)
 
 
@@ -194,7 +194,7 @@ class _Build:
 
     def _show(self, mode: str) -> None:
         try:
-            self.shown[mode] = show(self.model, self.example, training=mode == MODES[0])
+            self.shown[mode] = show(self.model, self.example, How(training=mode == MODES[0]))
         except NoGraphError as error:
             self._refuse(mode, error)
         except TraceError as error:  # the model itself fails in this mode
@@ -256,10 +256,12 @@ class _Build:
                     self.model,
                     product,
                     self.example,
-                    self.example.base if mode in self.shown else {},
-                    training=training,
-                    # Those in training speak for both, where there are any.
-                    gradients=self.gradients and (training or MODES[0] not in self.shown),
+                    Trial(
+                        How(training=training),
+                        self.example.base if mode in self.shown else {},
+                        # Those in training speak for both, where there are any.
+                        gradients=self.gradients and (training or MODES[0] not in self.shown),
+                    ),
                 )
             except NoGraphError as error:
                 if mode in self.without:
@@ -333,7 +335,8 @@ def _symbolically(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if args or kwargs:
         example = Example.of(model, args, kwargs)
         found = [
-            verify(model, traced.module, example, {}, training=mode == MODES[0]) for mode in MODES
+            verify(model, traced.module, example, Trial(How(training=mode == MODES[0]), {}))
+            for mode in MODES
         ]
         worst = next((c for c in found if not c.equal), found[0])
         text = _UNSTEADY if worst.wrong else str(worst)

@@ -12,11 +12,12 @@ from torch import fx, nn
 
 from fxray.errors import BranchError, TraceError
 from fxray.tracing.codegen import compile_graph
-from fxray.tracing.family import Family
 from fxray.tracing.program import Before, Runner, mode_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from fxray.tracing.family import Family
 
 __all__ = ["TracedModule"]
 

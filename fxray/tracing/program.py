@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,7 +21,7 @@ from fxray.tracing.runtime import as_before, guard, guard_value, switches_modes
 from fxray.tracing.state import rng_states, set_rng_states
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["MODES", "Before", "Program", "Runner", "mode_name"]
 
@@ -87,7 +88,7 @@ class Runner:
         made: Runner = object.__new__(Runner)
         made.__dict__.update(self.__dict__)
         made.program = program
-        made._plain = program.call.leaves if program.call.all_plain_tensors else None  # noqa: SLF001
+        made._plain = program.call.leaves if program.call.all_plain_tensors else None
         return made
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
@@ -99,10 +100,11 @@ class Runner:
         """
         change = self.watch.changed()
         if change is not None:
-            raise SpecialisationError(
+            msg = (
                 f"{change.sentence}, and the graph was traced under that. Trace again "
                 "(xray.model = model) and take xray.rewrite() anew"
             )
+            raise SpecialisationError(msg)
         plain = self._plain
         if plain is not None and not kwargs and len(args) == len(plain):
             for leaf, value in zip(plain, args, strict=True):

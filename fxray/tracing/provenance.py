@@ -167,30 +167,34 @@ class Provenance:
         """Return what the forward gave back as the argument of the output node."""
         if isinstance(value, _LEAVES):
             return self.argument(value)
-        if type(value) is dict:
-            return {key: self.result(inner) for key, inner in value.items()}
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return self._construct(type(value), (), self._dataclass_items(value))
-        if isinstance(value, Mapping):
-            items = {key: self.result(inner) for key, inner in value.items()}
-            own = {
-                name: self.result(inner) for name, inner in getattr(value, "__dict__", {}).items()
-            }
-            made = (self.constant(type(value)), items, *([own] if own else []))
-            return self._construct(runtime.build_mapping, made, {})
-        if isinstance(value, torch.Size):
-            return self._construct(torch.Size, ([self.argument(n) for n in value],), {})
-        if isinstance(value, (tuple, list)):
-            inner = tuple(map(self.result, value))
-            if hasattr(value, "_fields"):
-                return self._construct(type(value), inner, {})
-            return type(value)(inner)
         if isinstance(value, type):
             return self.constant(value)
+        if dataclasses.is_dataclass(value):
+            return self._construct(type(value), (), self._dataclass_items(value))
+        if isinstance(value, Mapping):
+            return self._mapping(value)
+        if isinstance(value, (tuple, list)):
+            return self._sequence(value)
         if is_plain_object(value) and hasattr(value, "__dict__"):
             return self._object(value)
         what = f"the forward returns a {type(value).__qualname__}, which a graph cannot make anew"
         raise self._writer.refuse(what)
+
+    def _mapping(self, value: Mapping[Any, Any]) -> Any:
+        items = {key: self.result(inner) for key, inner in value.items()}
+        if type(value) is dict:
+            return items
+        own = {name: self.result(inner) for name, inner in getattr(value, "__dict__", {}).items()}
+        made = (self.constant(type(value)), items, *([own] if own else []))
+        return self._construct(runtime.build_mapping, made, {})
+
+    def _sequence(self, value: Any) -> Any:
+        inner = tuple(map(self.result, value))
+        if isinstance(value, torch.Size):
+            return self._construct(torch.Size, ([*inner],), {})
+        if hasattr(value, "_fields"):
+            return self._construct(type(value), inner, {})
+        return type(value)(inner)
 
     def _object(self, value: Any) -> fx.Node:
         """Return the node that makes an object anew: a cache of keys and values, say."""

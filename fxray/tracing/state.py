@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Held",
+    "How",
     "ModelState",
     "alone",
     "preserved_rng",
@@ -31,6 +32,7 @@ __all__ = [
     "rng_states",
     "set_rng_states",
     "training_flags",
+    "uncompiled",
     "version_of",
 ]
 
@@ -112,17 +114,46 @@ def training_flags(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(model: nn.Module, *, seed: int, training: bool) -> Iterator[ModelState]:
+def uncompiled() -> Iterator[None]:
+    """Run parts that are compiled as they were written: a compiler cannot look through a mode."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@attrs.frozen
+class How:
+    """How a call is run to be traced or compared.
+
+    Attributes:
+        training: the mode.
+        grad: whether autograd is on.
+        seed: of the random numbers.
+    """
+
+    training: bool
+    grad: bool = True
+    seed: int = 0
+
+
+@contextlib.contextmanager
+def alone(model: nn.Module, how: How) -> Iterator[ModelState]:
     """Run what is inside so that nothing of it is left behind, also on error.
 
     Args:
         model: whose buffers, flags and Python state are put back.
-        seed: of the random numbers inside.
-        training: the mode to run in.
+        how: the mode, autograd, random numbers.
     """
     state = ModelState(model)
     try:
-        with preserved_rng(seed), training_flags(model, training=training):
+        with (
+            preserved_rng(how.seed),
+            training_flags(model, training=how.training),
+            torch.set_grad_enabled(how.grad),
+            uncompiled(),
+        ):
             yield state
     finally:
         state.restore()

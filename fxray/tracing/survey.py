@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import fx, nn
 
-    from fxray.tracing.execution import WrittenGraph as Written
+    from fxray.tracing.written import WrittenGraph
 
 __all__ = ["LOCK", "Seen", "Spot", "Survey"]
 
@@ -125,7 +125,7 @@ class Survey:
             survey._learn(graph, mode, (returns or {}).get(mode, {}))  # noqa: SLF001 - its own
         return survey
 
-    def learn(self, written: Written, mode: str) -> None:
+    def learn(self, written: WrittenGraph, mode: str) -> None:
         """Name the ops of a further graph of the model, and add those that are new.
 
         What was named before keeps its path.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import nn
 
+from fxray.tracing.example import Example, Size
 from fxray.tracing.results import every_tensor
-from fxray.tracing.state import alone
+from fxray.tracing.state import How, alone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["ROUNDING", "Comparison", "compare"]
 
@@ -50,29 +52,34 @@ class Comparison:
         return text + ("" if self.gradients is None else f", gradients by {self.gradients:.2g}")
 
 
-def compare(
-    original: nn.Module,
-    product: Callable[..., Any],
-    call: Callable[[Callable[..., Any]], Any],
-    *,
-    training: bool,
-    gradients: bool = True,
-    protect: Iterable[torch.Tensor] = (),
-) -> Comparison:
-    """Run both in one mode with the same random numbers and compare.
+@attrs.frozen
+class Trial:
+    """How two computations are put beside one another.
 
-    Neither run leaves anything behind: buffers, gradients, flags, random state.
+    Attributes:
+        how: the mode, autograd, random numbers: the same for both.
+        sizes: those of the input.
+        gradients: whether to compare the gradient of every parameter too.
+    """
+
+    how: How
+    sizes: Mapping[Size, int]
+    gradients: bool = True
+
+
+def compare(
+    original: nn.Module, product: Callable[..., Any], example: Example, trial: Trial
+) -> Comparison:
+    """Run both with the same random numbers and compare; neither leaves anything behind.
 
     Args:
         original: the user's model.
         product: the traced module, which shares the model's parameters.
-        call: runs a module on fresh copies of the example input.
-        training: the mode to run in.
-        gradients: whether to compare the gradient of every parameter too.
-        protect: parameters that the forward itself writes.
+        example: the call.
+        trial: how to run it, and what to compare.
     """
-    ours = _run(original, product, call, (training, gradients), protect)
-    theirs = _run(original, original, call, (training, gradients), protect)
+    ours = _run(original, product, example, trial)
+    theirs = _run(original, original, example, trial)
     return Comparison(
         _distance(ours[0], theirs[0]),
         None if ours[1] is None or theirs[1] is None else _distance(ours[1], theirs[1]),
@@ -83,18 +90,14 @@ _Flat = list[tuple[str, torch.Tensor]]
 
 
 def _run(
-    model: nn.Module,
-    product: Callable[..., Any],
-    call: Callable[[Callable[..., Any]], Any],
-    how: tuple[bool, bool],
-    protect: Iterable[torch.Tensor],
+    model: nn.Module, product: Callable[..., Any], example: Example, trial: Trial
 ) -> tuple[_Flat, _Flat | None]:
-    training, with_gradients = how
-    with alone(model, seed=0, training=training) as state:
-        for tensor in protect:
+    with alone(model, trial.how) as state:
+        for tensor in example.written:
             state.protect(tensor)
-        out = list(every_tensor(call(product)))
-        gradients = _gradients(model, out) if with_gradients else None
+        _, args, kwargs = example.sized(trial.sizes)
+        out = list(every_tensor(product(*args, **kwargs)))
+        gradients = _gradients(model, out) if trial.gradients and trial.how.grad else None
         return [(item, t.detach().clone()) for item, t in out], gradients
 
 
