@@ -62,6 +62,7 @@ class Case:
         training: whether the eager model can be trained as it stands.
         reset: forgets what earlier models left in caches that are not the model's own.
         scratch: attributes that only save time: they may be filled by a call, or not.
+        hidden: activations inside what the model's author keeps as one op (`torch.fx.wrap`).
     """
 
     name: str
@@ -75,3 +76,4 @@ class Case:
     training: bool = True
     reset: Callable[[], None] = _nothing
     scratch: frozenset[str] = frozenset()
+    hidden: frozenset[str] = frozenset()

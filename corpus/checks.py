@@ -259,6 +259,8 @@ class _Checking:
             args, kwargs = self.case.call(base(self.case))
             seed_all(_TRACE_SEED)
             eager = count_activations(model, args, kwargs)
+            for kind in self.case.hidden:
+                del eager[kind]
             shown: collections.Counter[str] = collections.Counter(
                 canonical(op.type)
                 for op in xray.architecture.values()
@@ -359,7 +361,8 @@ class _Watched:
             if op.module == path
             and op.items == ("",)
             and f"{path}@1" not in architecture
-            # A scripted module calls no hooks.
+            # Scripted and compiled modules call no hooks.
+            and "_orig_mod" not in path
             and not isinstance(twin.get_submodule(path), torch.jit.ScriptModule)
         ]
         # The first, the last and some between: what is wrong at one end may be right at the other.

@@ -139,8 +139,9 @@ class _Finder:
 
     def name(self, name: str) -> Targets:
         architecture = self.architecture
-        if name in architecture.graph and name not in architecture.returns:
-            # Also where a module that no forward calls has that path: F.dropout beside it.
+        both = name in architecture.modules and name in architecture.graph
+        if both and architecture[name].role in ("function", "method"):
+            # F.dropout beside a module called `dropout` that no forward calls.
             return self.ops([name], repr(name))
         if name and (name in architecture.modules or name in architecture.returns):
             return self._called_something(self.module(name), name)
