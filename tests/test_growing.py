@@ -816,3 +816,16 @@ def test_wrong_arguments_are_told_in_python_s_own_words_and_traced_for_nothing(t
     with pytest.raises(TypeError, match="nope"):
         net(X, nope=1)
     assert traces == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda xray: pickle.loads(pickle.dumps(xray))])
+def test_an_xray_is_copied_with_its_marks(copied) -> None:
+    xray = fxray.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.randn(2, 4))
+    xray.mark("1", output=True, every=3)
+    twin = copied(xray)
+    assert twin.draft.captures() == xray.draft.captures()
+    assert twin.model is not xray.model
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(twin.rewrite()(x), xray.model(x), rtol=0, atol=0)
+    twin.mark("0", output=True)
+    assert len(twin.draft.captures()) == len(xray.draft.captures()) + 1

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import json
@@ -1005,11 +1004,11 @@ class SpecialAtOne(nn.Module):
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_a_branch_on_the_batch_size_keeps_a_graph_for_each_way(size: int) -> None:
-    with _flips_told(at_trace=size == 1):
-        twins = Twins(Between(SpecialAtOne()), X[:size])
+    twins = Twins(Between(SpecialAtOne()), X[:size])
     (branch,) = twins.xray.report.branches
     assert branch == fxray_branch(f"test_tracing.py:{line_of(SpecialAtOne, 'if x.size')}")
-    with twins, _flips_told(at_trace=size == 4):
+    told = pytest.warns(fxray.FxrayWarning, match="the branch at .* Another graph runs the call")
+    with twins, told:
         for n in (4, 1, 2, 1, 6):
             twins.call_both(X[:n])
     assert twins.graphs == {"train": 2, "eval": 2}
@@ -1017,11 +1016,6 @@ def test_a_branch_on_the_batch_size_keeps_a_graph_for_each_way(size: int) -> Non
 
 def fxray_branch(where: str) -> Branch:
     return Branch(where, "False", "size")
-
-
-def _flips_told(*, at_trace: bool) -> Any:
-    words = "the branch at .* Another graph runs the call"
-    return pytest.warns(fxray.FxrayWarning, match=words) if at_trace else contextlib.nullcontext()
 
 
 class Bilinear(nn.Module):

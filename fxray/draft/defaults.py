@@ -48,6 +48,9 @@ class DefaultTable:
         factory=dict, converter=_frozen, hash=False
     )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DefaultTable, ({kind: dict(words) for kind, words in self.entries.items()},)
+
     def replace(self, entries: Mapping[str, Mapping[str, Any]]) -> DefaultTable:
         """Return a table with the rows of `entries` put in or in place of its own."""
         return DefaultTable({**self.entries, **entries})

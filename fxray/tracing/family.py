@@ -136,6 +136,10 @@ class Family:
         )
         return runners[index]
 
+    def frozen(self) -> Family:
+        """Return a family of the same graphs that never grows: a call that none fits is refused."""
+        return Family(self.model, self.programs, self.survey, grow=None, without=self.without)
+
     def edited(self, program: Program) -> Family:
         """Return a family of the first graphs alone, one of them put in; it never grows."""
         firsts = [first for mode in MODES if (first := self.first(mode)) is not None]
@@ -166,7 +170,13 @@ class Family:
         tried: Sequence[Runner],
         flipped: BranchError,
     ) -> Fitted | None:
-        """Return another graph for a call that left those `tried` half-way."""
+        """Return another graph for a call that left those `tried` half-way.
+
+        Raises:
+            BranchError: no further one may be traced.
+        """
+        if self._grow is None:
+            raise flipped
         self.say(f"branch {flipped.where}", f"{flipped}. Another graph runs the call")
         self._flips[mode, flipped.where] += 1
         if flipped.number and self._flips[mode, flipped.where] > 1:

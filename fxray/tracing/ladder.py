@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import nn
 
-from fxray.errors import NoGraphError, TraceError, first_line
+from fxray.errors import NoGraphError, SpecialisationError, TraceError, first_line
 from fxray.tracing.example import Example, SizesArgument
 from fxray.tracing.family import LOCK, Family
 from fxray.tracing.growing import grow
@@ -200,7 +200,7 @@ class _Build:
         except TraceError as error:  # the model itself fails in this mode
             self.failed[mode] = error
 
-    def _refuse(self, mode: str, error: NoGraphError) -> None:
+    def _refuse(self, mode: str, error: TraceError) -> None:
         if self.forced:
             raise error
         self.shown.pop(mode, None)
@@ -210,19 +210,20 @@ class _Build:
         """Return the model with all its graphs, verified."""
         while True:
             family, free = self._family()
-            module = TracedModule(family)
+            # Of these graphs alone: what is verified must not grow on the way.
+            module = TracedModule(family.frozen())
             found = self._verified(module, family)
             if found is not None:
                 break
         odd = [size for size in free if size.base != size.given]
-        if odd and self.shown and not takes(self.model, module, self.example, self.shown):
+        if odd and self.shown and not self._takes_given(module):
             rest = self.example.without(odd)
             forced = "execution" if self.forced else None
             again = _Build(self.model, rest, forced, gradients=self.gradients).traced(*notes)
             why = [f"{size.what} fixed (a {size.what} of 1 takes other branches)" for size in odd]
             report = again._report  # noqa: SLF001 - made here
             return attrs.evolve(again, report=attrs.evolve(report, fixed=(*report.fixed, *why)))
-        return Traced(self.model, module, self._report(family, found, free, notes))
+        return Traced(self.model, TracedModule(family), self._report(family, found, free, notes))
 
     def _family(self) -> tuple[Family, list[Any]]:
         graphs = {mode: shown.written.graph for mode, shown in self.shown.items()}
@@ -263,13 +264,16 @@ class _Build:
                         gradients=self.gradients and (training or MODES[0] not in self.shown),
                     ),
                 )
-            except NoGraphError as error:
+            except (NoGraphError, SpecialisationError) as error:
                 if mode in self.without:
                     raise
                 self._refuse(mode, error)
                 return None
             found.append(against)
         return found
+
+    def _takes_given(self, module: TracedModule) -> bool:
+        return takes(self.model, module, self.example, self.shown, or_refuses=True)
 
     def _interposed(self, survey: Survey, training: bool, *args: Any, **kwargs: Any) -> Any:
         def call() -> Any:

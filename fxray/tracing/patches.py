@@ -116,8 +116,7 @@ def refused_randomness(model: nn.Module, apart: str) -> NoGraphError:
     return NoGraphError(
         f"{type(model).__name__} runs differently from one call to the next on the same input "
         f"({apart}): it draws random numbers in Python or numpy, or fills a cache of its own "
-        "(lru_cache), which a graph cannot hold. Draw them with torch, run the model once "
-        "before, or switch this off while tracing"
+        "(lru_cache), which a graph cannot hold; numbers drawn with torch it can"
     )
 
 

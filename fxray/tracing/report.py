@@ -60,7 +60,7 @@ class Report:
         verified: how the product compared with the model on the traced input.
         equal: whether that was bit-equal.
         notes: whatever else a user must know.
-        since: what happened since the trace: graphs added, branches taken another way.
+        since: what the user was told since: branches that went another way, modes given up.
 
     >>> print(Report("execution", {"train": 6, "eval": 6}, ("batch size",), regions=1))
     traced      by execution: the model ran on the input, and what it computed is a graph

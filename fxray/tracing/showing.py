@@ -197,8 +197,13 @@ def takes(
     product: Callable[..., Any],
     example: Example,
     modes: Iterable[str] = MODES,
+    *,
+    or_refuses: bool = False,
 ) -> bool:
-    """Return whether the product takes the example as it was given: one row, not two."""
+    """Return whether the product is right for the example as it was given: one row, not two.
+
+    With `or_refuses` a guard may also say that it is not: such a call gets its own graph.
+    """
     for mode in modes:
         how = How(training=mode == MODES[0])
         try:
@@ -207,7 +212,10 @@ def takes(
             continue
         try:
             verify(model, product, example, Trial(how, {}))
-        except (SpecialisationError, NoGraphError):
+        except SpecialisationError:
+            if not or_refuses:
+                return False
+        except NoGraphError:
             return False
     return True
 
