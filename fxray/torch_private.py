@@ -28,6 +28,7 @@ __all__ = [
     "has_backward_hooks",
     "has_forward_hooks",
     "pytree",
+    "saves_tensors_elsewhere",
     "set_grad_enabled",
     "wrapped_functions",
 ]
@@ -37,6 +38,7 @@ _NAMES = (
     "torch._assert",
     "torch._C._set_grad_enabled",
     "torch._C._current_graph_task_id",
+    "torch._C._autograd._top_saved_tensors_default_hooks",
     "torch._C._functorch.maybe_current_level",
     "torch.amp.autocast_mode._enter_autocast",
     "torch.amp.autocast_mode._exit_autocast",
@@ -71,6 +73,12 @@ def backward_is_running() -> bool:
 def has_forward_hooks(module: torch.nn.Module) -> bool:
     """Return whether anyone registered a forward hook or pre-hook on `module` itself."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def saves_tensors_elsewhere() -> bool:
+    """Return whether hooks take what is saved for backward: a checkpoint around this call."""
+    ignore_tracing = True
+    return torch._C._autograd._top_saved_tensors_default_hooks(ignore_tracing) is not None
 
 
 def has_backward_hooks(module: torch.nn.Module) -> bool:

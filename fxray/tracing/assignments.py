@@ -53,21 +53,26 @@ def write_assignments(
         ChangedAttributesError: some of it no graph can follow, or not this one.
     """
     numbers: set[tuple[str, str]] = set()
-    others: list[tuple[nn.Module, str]] = []
+    others: list[tuple[nn.Module, str]] = [
+        (module, f"{paths.get(module, '')}.{name}".removeprefix("."))
+        for module, name in state.deleted()
+    ]
+    made: list[tuple[Any, ...]] = []
     for module, name, old, value in state.assigned():
         path = paths.get(module, "")
         traced = isinstance(value, (TracedInt, TracedFloat)) and value.writer is writer
         if isinstance(value, torch.Tensor) or traced:
             # What is set inside a leaf, it sets again when it runs.
             if traced or nodes.knows(value):
-                holder, node = _holder(nodes, module, path), nodes.argument(value)
-                nodes.graph.call_function(runtime.assign, (holder, name, node))
+                made.append((_holder(nodes, module, path), name, nodes.argument(value)))
         elif name == "training" or (type(old) is type(value) in _SETTLED and old == value):
             continue
         elif type(old) in _NUMBERS and type(value) in _NUMBERS:
             numbers.add((path, name))
         else:
             others.append((module, f"{path}.{name}" if path else name))
+    for arguments in made:  # when all is read: two may have changed places
+        nodes.graph.call_function(runtime.assign, arguments)
     if numbers or others:
         by_path = {path: module for module, path in paths.items()}
         named = [(by_path[path], f"{path}.{name}" if path else name) for path, name in numbers]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import inspect
 import os
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -13,12 +15,23 @@ import torch
 from torch import nn
 
 from fxray.errors import SpecialisationError
-from fxray.tracing.snapshots import ABSENT, TENSOR, UNKNOWN, is_plain_object, snapshot
+from fxray.tracing.snapshots import (
+    ABSENT,
+    TENSOR,
+    UNKNOWN,
+    Contents,
+    Identities,
+    Kind,
+    is_complete,
+    is_plain_object,
+    same,
+    snapshot,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["MISSING", "Expected", "Read", "Reads", "autocast_now", "noted_reads"]
+__all__ = ["MISSING", "Expected", "Read", "Reads", "autocast_now", "by_identity", "noted_reads"]
 
 _PLAIN = (bool, int, float, str, type(None))
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
@@ -39,6 +52,7 @@ _QUERIES = (
 _TORCH_FILES = torch.__path__[0] + os.sep
 _DEVICES = ("cpu", "cuda")
 _DEEPEST = 3
+_CONTAINERS = (list, tuple, set, frozenset, dict, collections.OrderedDict, collections.deque)
 MISSING: Any = object()
 """What stands for an attribute that is not there."""
 
@@ -56,6 +70,16 @@ class Read:
     path: str
     name: str
     value: Any
+
+
+def by_identity(read: Read) -> bool:
+    """Return whether a read's value is plain data only in part: the rest is known by identity."""
+    seen = read.value
+    if seen == TENSOR:  # on a module, a graph finds it by its name
+        return "." in read.name
+    if isinstance(seen, Kind):
+        return seen.itself or seen.is_local
+    return isinstance(seen, Contents) and not is_complete(seen)
 
 
 def autocast_now() -> tuple[tuple[str, torch.dtype | None], ...]:
@@ -92,6 +116,7 @@ class Reads:
         self._found: dict[tuple[int, str], Any] = {}
         self._objects: dict[int, tuple[Any, dict[tuple[int, str], None]]] = {}
         self._on_objects: dict[tuple[int, str], Any] = {}
+        self._fragile: list[tuple[Any, str, Any, Any, Identities]] = []
 
     @property
     def classes(self) -> set[type[nn.Module]]:
@@ -131,6 +156,7 @@ class Reads:
             inherited = before is MISSING and _of_class(module, name, value)
             mine = inherited or (before is not MISSING and before is value)
             self._found[key] = snapshot(value) if mine else UNKNOWN
+            self._watch_over(self._found, key, module, value)
         if before is value and is_plain_object(value):
             return self._object_at(value, key)
         return None
@@ -150,6 +176,25 @@ class Reads:
         inside = inspect.getattr_static(type(module), name, MISSING)
         self._found[key] = ABSENT if inside is MISSING else UNKNOWN
 
+    def _watch_over(self, noted: Any, key: tuple[int, str], holder: Any, value: Any) -> None:
+        """Remember what only holds if the forward leaves it alone, for `settle`."""
+        seen = noted[key]
+        if seen is UNKNOWN or _is_sturdy(value):
+            return
+        if _held(holder, key[1]) is not value:  # computed
+            noted[key] = UNKNOWN
+        else:
+            self._fragile.append((noted, key, holder, seen, Identities(value)))
+
+    def settle(self) -> None:
+        """Forget what the forward set anew or changed: the graph would not fit a second time."""
+        for noted, key, holder, seen, first in self._fragile:
+            now = _held(holder, key[1])
+            held = now is first.objects[0] and first.are(Identities(now))
+            if not held or not same(seen, snapshot(now)):
+                noted[key] = UNKNOWN
+        self._fragile.clear()
+
     def _object_at(self, value: Any, place: tuple[int, str]) -> Any:
         known, places = self._objects.setdefault(id(value), (value, {}))
         places[place] = None
@@ -166,6 +211,7 @@ class Reads:
             method = callable(value) and name not in fields
             seen = ABSENT if value is MISSING else snapshot(value)
             self._on_objects[key] = UNKNOWN if computed or method else seen
+            self._watch_over(self._on_objects, key, holder, value)
         if name not in fields or not is_plain_object(value):
             return None
         first = None
@@ -173,6 +219,26 @@ class Reads:
             if at.count(".") + 2 <= _DEEPEST:
                 first = self._object_at(value, (module, f"{at}.{name}")) or first
         return first
+
+
+def _held(holder: Any, name: str) -> Any:
+    """Return the attribute that lies on an object or its class; nothing is computed."""
+    fields = object.__getattribute__(holder, "__dict__") if _has_dict(holder) else {}
+    if name in fields:
+        return fields[name]
+    found = inspect.getattr_static(type(holder), name, MISSING)
+    is_slot = isinstance(found, types.MemberDescriptorType)
+    return found.__get__(holder) if is_slot else found
+
+
+def _is_sturdy(value: Any, depth: int = 3) -> bool:
+    """Return whether `value` is plain data throughout, which a trace reads as it was."""
+    cls = type(value)
+    if cls in _CONTAINERS:
+        items = value.values() if isinstance(value, dict) else value
+        return depth > 0 and len(items) <= 1000 and all(_is_sturdy(i, depth - 1) for i in items)
+    seen = snapshot(value, 0)
+    return seen != TENSOR and not isinstance(seen, Contents) and not getattr(seen, "itself", False)
 
 
 def _has_dict(value: Any) -> bool:
@@ -217,7 +283,10 @@ def noted_reads(model: nn.Module, writer: Any) -> Iterator[Reads]:
             patches.getattribute(cls, lambda get: _reading(get, writer, note_module))
         for what, name in _QUERIES:
             patches.query(name, _asking(getattr(torch, name), what, reads, writer))
-        yield reads
+        try:
+            yield reads
+        finally:
+            reads.settle()
 
 
 def _reading(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 import torch
 from torch import fx
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fxray.tracing.written import WrittenGraph
 
 
-__all__ = ["batch_size", "difference", "far_from", "mark_live_guards", "resize"]
+__all__ = ["Apart", "batch_size", "difference", "far_from", "mark_live_guards", "resize", "tiled"]
 
 
 _SHAPED_BY_DATA = frozenset(
@@ -45,6 +46,11 @@ def resize(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     return made
 
 
+def tiled(size: int) -> int:
+    """Return a size far above `size`, at which a tensor holds each of its slices twice."""
+    return 2 * size + 3
+
+
 def far_from(size: int) -> int:
     """Return a batch size far from `size`: smaller, where that leaves room, to spare memory.
 
@@ -54,8 +60,24 @@ def far_from(size: int) -> int:
     return size // 3 + 2 if size > 8 else 2 * size + 3
 
 
-def difference(one: WrittenGraph, other: WrittenGraph) -> str | None:
-    """Return where two traces of one model differ, in words; None where they are the same.
+@attrs.frozen
+class Apart:
+    """Where two traces of one model differ.
+
+    Attributes:
+        text: what is different, in words.
+        by_branch: whether a branch on data went another way, which other values may undo.
+    """
+
+    text: str
+    by_branch: bool = False
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def difference(one: WrittenGraph, other: WrittenGraph) -> Apart | None:
+    """Return where two traces of one model differ; None where they are the same.
 
     Alike means: the same ops on the same values, every size that follows the batch
     written as the node it came from. A number that differs has lost its node
@@ -65,15 +87,19 @@ def difference(one: WrittenGraph, other: WrittenGraph) -> str | None:
     twin = dict(zip(ours, theirs, strict=False))
     for a, b in zip(ours, theirs, strict=False):
         if a.op != b.op or (a.op != "get_attr" and a.target != b.target):
-            return f"{_describe(a)} became {_describe(b)}"
+            return Apart(f"it computes something else {_place(a)}")
         if a.op == "get_attr":
             if not _same_attribute(a, b, one.constants, other.constants):
-                return f"a value computed outside torch ({_describe(a)}) changed"
+                return Apart(f"a value computed outside torch changed, {_place(a)}")
             continue
         if a.target.__class__ is b.target.__class__ and not _same_arguments(a, b, twin):
-            return f"an argument of {_describe(a)} changed from {a.args} to {b.args}"
+            if "fxray_branch" in a.meta:
+                where = str(a.args[2]).replace("\\", "/").rpartition("/")[2]
+                text = f"Python took another value of a tensor at {where}"
+                return Apart(text, by_branch=True)
+            return Apart(f"a number that Python computed changed {_place(a)}")
     if len(ours) != len(theirs):
-        return f"{len(ours)} nodes became {len(theirs)}"
+        return Apart(f"{len(ours)} nodes became {len(theirs)}")
     return None
 
 
@@ -152,7 +178,12 @@ def _bits(tensor: torch.Tensor) -> Any:
     return flat.shape, flat.dtype, flat.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _describe(node: fx.Node) -> str:
-    info = node.meta.get("fxray_info")
-    where = f" at {info.where}" if info is not None and info.where else ""
-    return f"{node.name}{where}"
+def _place(node: fx.Node) -> str:
+    """Return where a node stands: at the user's line, or after the last op that has one."""
+    word, at = "at", node
+    while at.op != "root":
+        info = info_of(at)
+        if info is not None and info.where:
+            return f"{word} {info.where}"
+        word, at = "after", at.prev
+    return "at its beginning"

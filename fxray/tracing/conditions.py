@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxray.tracing.attributes import MISSING, autocast_now
+from fxray.tracing.attributes import MISSING, autocast_now, by_identity
 from fxray.tracing.grounds import HOOKS, Change, Part, State
 from fxray.tracing.links import COLUMNS, Find, Links
-from fxray.tracing.snapshots import ABSENT, Kind, same, snapshot, text_of
+from fxray.tracing.snapshots import ABSENT, Identities, Kind, same, snapshot, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,12 @@ class Watch:
     def __init__(self, model: nn.Module, state: State) -> None:
         self.model, self.state = model, state
         self._checks = [*_checks(state)]
-        self._local: dict[tuple[str, str], Any] = {}
+        # What is known by identity alone is to be what it is now, right after the trace.
+        self._local: dict[tuple[str, str], Identities] = {}
+        find = Find(model, self._local)
+        for read in state.reads:
+            if by_identity(read):
+                find.note(read)
         self._last = 0
         self._links: Links | None = None
 
@@ -145,8 +150,8 @@ def _read_changed(read: Read, find: Find) -> Change | None:
     value = find.value(read)
     now = ABSENT if value is MISSING else snapshot(value)
     if same(read.value, now):
-        first = find.local.get((read.path, read.name), value)
-        if not (isinstance(now, Kind) and now.is_local) or first is value:
+        first = find.first(read)
+        if first is None or first.are(Identities(value)):
             return None
     if read.name == "training" and isinstance(value, bool):
         mode = {True: "in train mode", False: "in eval mode"}

@@ -41,6 +41,7 @@ from fxray.tracing.torch_calls import (
     PYTHON_METHODS,
     READS,
     TENSOR_PROPERTIES,
+    UNGUARDED,
     grad_mode_owner,
     is_leaf,
     qualified_name,
@@ -279,7 +280,12 @@ class GraphWriter(TorchFunctionMode):
     def call_module(self, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Run a module: a leaf as one node, another by tracing through it."""
         path = self._paths.get(module)
-        if path is None:  # made inside the forward: no part of the model
+        if path is None:  # made inside the forward, or hidden: no part of the model
+            if any(True for _ in (*module.parameters(), *module.buffers())):
+                what = (
+                    f"the forward calls a {type(module).__name__} that the model does not register"
+                )
+                raise self.refuse(what)
             return original(module, *args, **kwargs)
         call = self._next_call(path)
         if has_backward_hooks(module) and not (path and is_leaf(module)):
@@ -395,6 +401,9 @@ class GraphWriter(TorchFunctionMode):
             return func(*args)
         out = func(*args)
         self.reads.add(name)
+        if name in UNGUARDED:
+            what = f"the forward looks at {name} of a tensor, which no graph is checked for"
+            raise self.refuse(what)
         if name not in TENSOR_PROPERTIES and name != "shape":
             return out
         node = self.scoped(self.graph.call_function(getattr, (self.nodes.argument(args[0]), name)))

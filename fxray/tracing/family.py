@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import inspect
 import re
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
+
+from torch.autograd.graph import saved_tensors_hooks
 
 from fxray.errors import (
     BranchError,
@@ -17,12 +20,15 @@ from fxray.errors import (
     TraceError,
     first_line,
 )
+from fxray.torch_private import function_level
 from fxray.tracing.call import OpenCall
+from fxray.tracing.patches import user_line
 from fxray.tracing.program import MODES, Program, Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import torch
     from torch import nn
 
     from fxray.architecture import Architecture
@@ -220,30 +226,48 @@ class Family:
             return None
         if self._grow is None:
             raise misfit or SpecialisationError(f"there is no graph for {mode} mode")
-        with LOCK:
-            if self._traces[mode] >= self._allowed(mode):
-                because = "a branch on data flips" if flipped else _without_advice(misfit)
-                self._give_up(
-                    mode, f"after {self._traces[mode]} traces: {because}", unsteady=flipped
-                )
-                return None
-            self._traces[mode] += 1
-            try:
-                program = self._grow(self, mode, args, kwargs)
-            except NoGraphError as error:
-                self._give_up(mode, first_line(error), unsteady=flipped)
-                return None
-            except TraceError:
-                # The model itself fails on this: it will say so in its own words.
-                self._traces[mode] -= 1
-                return None
-            if isinstance(program.call, OpenCall):  # there it was, and needed only to be verified
-                self._traces[mode] -= 1
-            runner = next(r for r in self._runners[mode] if r.program is program)
-            try:
-                return runner, runner.inputs(args, kwargs)
-            except SpecialisationError:  # a state that no trace is made under: inference mode
-                return None
+        if function_level() is not None or not LOCK.acquire(blocking=False):
+            # Inside a torch.func transform nothing can be traced, and who waited for a trace
+            # that runs this very call would wait for ever. The model itself is right.
+            return None
+        try:
+            # Whatever saves tensors for backward now (a checkpoint) must not see the traces.
+            with saved_tensors_hooks(_as_it_is, _as_it_is):
+                return self._grown(mode, args, kwargs, misfit, flipped=flipped)
+        finally:
+            LOCK.release()
+
+    def _grown(
+        self,
+        mode: str,
+        args: Any,
+        kwargs: Any,
+        misfit: SpecialisationError | None,
+        *,
+        flipped: bool,
+    ) -> Fitted | None:
+        if self._traces[mode] >= self._allowed(mode):
+            because = "a branch on data flips" if flipped else _without_advice(misfit)
+            self._give_up(mode, f"after {self._traces[mode]} traces: {because}", unsteady=flipped)
+            return None
+        self._traces[mode] += 1
+        program = None
+        try:
+            program = self._grow(self, mode, args, kwargs) if self._grow else None
+        except (NoGraphError, RecursionError) as error:
+            self._give_up(mode, first_line(error), unsteady=flipped)
+        except TraceError:
+            # The model itself fails on this: it will say so in its own words.
+            self._traces[mode] -= 1
+        runner = next((r for r in self._runners[mode] if r.program is program), None)
+        if program is None or runner is None:  # another thread may have taken it out meanwhile
+            return None
+        if isinstance(program.call, OpenCall):  # there it was, and needed only to be verified
+            self._traces[mode] -= 1
+        try:
+            return runner, runner.inputs(args, kwargs)
+        except SpecialisationError:  # a state that no trace is made under: inference mode
+            return None
 
     def _allowed(self, mode: str) -> int:
         """Return how many traces, and how many calls that no graph ends, a mode may ask for."""
@@ -261,15 +285,23 @@ class Family:
         )
 
     def say(self, topic: str, text: str) -> None:
-        """Tell the user once for each topic, and remember it for the report."""
-        if text not in self.told and not any(told.startswith(f"{topic}:") for told in self.told):
-            self.told.append(f"{topic}: {text}")
-            warnings.warn(text, FxrayWarning, stacklevel=2)
+        """Tell the user once for each topic, at their own line, and remember it for the report."""
+        if any(told.startswith(f"{topic}:") for told in self.told):
+            return
+        self.told.append(f"{topic}: {text}")
+        file, line = user_line()
+        # Where warnings are errors, training goes on all the same.
+        with contextlib.suppress(FxrayWarning):
+            warnings.warn_explicit(text, FxrayWarning, file or __file__, line or 1)
 
 
 def _without_advice(misfit: object) -> str:
     """Return what differs, without what to do about it: tracing again is what was done."""
     return re.split(r"[.;] [Tt]race again", str(misfit))[0]
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _number(program: Program) -> int:

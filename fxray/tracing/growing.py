@@ -8,7 +8,7 @@ import attrs
 import torch
 
 from fxray.errors import NoGraphError, SpecialisationError, first_line
-from fxray.tracing.batch import difference, far_from
+from fxray.tracing.batch import Apart, difference, far_from, tiled
 from fxray.tracing.call import CallSpec, OpenCall
 from fxray.tracing.example import Example, Size
 from fxray.tracing.program import MODES, Program, Runner
@@ -98,7 +98,12 @@ def _shown_free(family: Family, mode: str, example: Example, how: How) -> Progra
             grown = taken.grown_since(call)
             if grown:
                 far = _far(example, taken, grown)
-                if not _same_at(family, example, far, before, how):
+                apart = _apart_at(family, example, far, before, how)
+                if apart is not None and apart.by_branch:
+                    # With slices left out `mask.all()` may come out otherwise; with all, hardly.
+                    whole = {size: tiled(size.given) for size in far}
+                    apart = _apart_at(family, example, whole, before, how)
+                if apart is not None:
                     taken = taken.with_fixed(grown)
             new = attrs.evolve(program, call=taken)
             family.replace(program, new)
@@ -121,19 +126,19 @@ def _far(example: Example, taken: CallSpec, grown: Sequence[tuple[int, int]]) ->
     return far
 
 
-def _same_at(
+def _apart_at(
     family: Family,
     example: Example,
     sizes: Mapping[Size, int],
     before: WrittenGraph,
     how: How,
-) -> bool:
-    """Return whether a graph is the same at other sizes of the example's call."""
+) -> Apart | None:
+    """Return where a graph differs at other sizes of the example's call."""
     try:
         other = write(family.model, example, sizes, attrs.evolve(how, seed=1))
-    except Exception:  # noqa: BLE001 - whatever the model raises at another size
-        return False
-    return difference(before, other) is None
+    except Exception as error:  # noqa: BLE001 - whatever the model raises at another size
+        return Apart(first_line(error))
+    return difference(before, other)
 
 
 def _one_more(family: Family, mode: str, example: Example, how: How) -> Program:

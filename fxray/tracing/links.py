@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import operator
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from fxray.tracing.attributes import MISSING, Read, autocast_now
 from fxray.tracing.grounds import HOOKS, Part, State
-from fxray.tracing.snapshots import ABSENT, TENSOR, Contents, Kind, same, snapshot
+from fxray.tracing.snapshots import ABSENT, TENSOR, Contents, Identities, Kind
 
 __all__ = ["COLUMNS", "Find", "Links"]
 
@@ -24,7 +23,7 @@ COLUMNS = {"dtype": "dtypes", "device": "devices", "requires_grad": "frozen"}
 class Find:
     """Looks objects up by path, each module once."""
 
-    def __init__(self, model: nn.Module, local: dict[tuple[str, str], Any]) -> None:
+    def __init__(self, model: nn.Module, local: dict[tuple[str, str], Identities]) -> None:
         self.model, self.local = model, local
         self._modules: dict[str, Any] = {"": model}
 
@@ -49,6 +48,16 @@ class Find:
         """Return what the attribute is now."""
         holder, name = self.holder(read)
         return MISSING if holder is None else getattr(holder, name, MISSING)
+
+    def first(self, read: Read) -> Identities | None:
+        """Return the objects that an attribute held when the model was linked first."""
+        return self.local.get((read.path, read.name))
+
+    def note(self, read: Read) -> None:
+        """Take the objects that an attribute holds now for those it is to hold."""
+        value = self.value(read)
+        if value is not MISSING:
+            self.local[read.path, read.name] = Identities(value)
 
     def tensor(self, path: str) -> Any:
         """Return a parameter or buffer, None where there is none now."""
@@ -75,8 +84,9 @@ class Links:
         self._inherited: dict[tuple[int, str], tuple[Any, str, Any]] = {}
         self._held: dict[tuple[int, str], tuple[dict[str, Any], str]] = {}
         self._live: list[Any] = []
-        self._copies: list[Any] = []
-        self._seen: list[tuple[Any, Any]] = []
+        self._items: list[Any] = []
+        self._long: list[tuple[Any, int]] = []
+        self._arrays: list[tuple[Any, bytes]] = []
         for read in state.reads:
             self._link_read(find, read)
         parts = [(part, find.module(part.path)) for part in state.parts]
@@ -90,6 +100,7 @@ class Links:
         for part, module in plain:
             if part.called:
                 self._link_called(part, module)
+        self._item_ids = [*map(id, self._items)]
         self._hook_ids = [*map(list, self._hooks)]
         self._columns = _columns([*self._fields.values()], 3)
         self._inherited_columns = _columns([*self._inherited.values()], 3)
@@ -116,12 +127,10 @@ class Links:
         fields = getattr(holder, "__dict__", {})
         registries = [fields.get(r, {}) for r in _TENSORS if isinstance(holder, nn.Module)]
         owner = next((d for d in (fields, *registries) if name in d), None)
-        if read.value == TENSOR and owner is not None:
+        if read.value == TENSOR and owner is not None and find.first(read) is None:
             self._held[id(owner), name] = owner, name
             return
         value = find.value(read)
-        if isinstance(read.value, Kind) and read.value.is_local:
-            find.local.setdefault((read.path, read.name), value)
         if owner is not None:
             self._fields[id(owner), name] = owner, name, value
         elif read.value == ABSENT and isinstance(holder, nn.Module):
@@ -129,18 +138,14 @@ class Links:
                 self._fields[id(each), name] = each, name, MISSING
         else:
             self._inherited[id(holder), name] = holder, name, value
-        if isinstance(read.value, Contents):
-            self._link_contents(value, read.value)
+        if isinstance(read.value, (Contents, Kind)) and value is not MISSING:
+            self._link_contents(Identities(value))
 
-    def _link_contents(self, value: Any, seen: Contents) -> None:
-        flat = not any(isinstance(i[1] if type(i) is tuple else i, Contents) for i in seen.items)
-        if flat and isinstance(value, (tuple, frozenset)):
-            return
-        if flat and isinstance(value, (list, dict, set, collections.deque)):
-            self._live.append(value)
-            self._copies.append(value.copy())
-            return
-        self._seen.append((value, seen))
+    def _link_contents(self, held: Identities) -> None:
+        self._live += held.live
+        self._items += held.objects[1:]
+        self._long += [(parts, len(parts)) for parts in held.long]
+        self._arrays += [(array, array.tobytes()) for array in held.arrays]
 
     def _link_called(self, part: Part, module: nn.Module) -> None:
         fields = vars(module)
@@ -157,18 +162,22 @@ class Links:
             return False
         if any(self._no_hooks) or [*map(list, self._children)] != self._child_lists:
             return False
-        if [*map(type, self._modules)] != self._classes or self._live != self._copies:
+        if [*map(type, self._modules)] != self._classes or not self._items_hold():
             return False
         if self._hooks and [*map(list, self._hooks)] != self._hook_ids:
             return False
         return self._rest_holds()
+
+    def _items_hold(self) -> bool:
+        items = chain.from_iterable(self._live)
+        return [*map(id, items)] == self._item_ids and all(len(v) == n for v, n in self._long)
 
     def _rest_holds(self) -> bool:
         return (
             (not self._ambient or self._modes_hold())
             and self._columns_hold()
             and self._tensors_hold()
-            and all(same(seen, snapshot(value)) for value, seen in self._seen)
+            and all(array.tobytes() == was for array, was in self._arrays)
         )
 
     def _modes_hold(self) -> bool:

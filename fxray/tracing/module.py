@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxray.errors import BranchError, TraceError
+from fxray.torch_private import saves_tensors_elsewhere
 from fxray.tracing.codegen import compile_graph
 from fxray.tracing.program import Before, Runner, mode_name
 
@@ -96,6 +97,9 @@ class TracedModule(fx.GraphModule):
             runner, inputs = fitted
             if not runner.branches:
                 return True, run(runner, inputs)
+            if saves_tensors_elsewhere() or not runner.can_begin_again(inputs):
+                # What a graph that ends half-way has saved could not be taken back.
+                return False, None
             before = Before(runner, inputs)
             try:
                 return True, run(runner, inputs)
@@ -190,6 +194,14 @@ class TracedModule(fx.GraphModule):
         if original is not None:
             original.training = mode
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        original = self.__dict__.get("_original")
+        if original is not None and name not in self.__dict__ and _is_of(original, name):
+            # What is read from the model is set on the model: `net.tau = 0.5`.
+            setattr(original, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -239,6 +251,13 @@ class TracedModule(fx.GraphModule):
     def __reduce_package__(self, exporter: Any) -> Any:
         msg = f"{type(self).__name__} cannot go into a torch.package; save its state_dict"
         raise NotImplementedError(msg)
+
+
+def _is_of(original: nn.Module, name: str) -> bool:
+    """Return whether `name` is a plain attribute of the model, and none that every module has."""
+    if name in vars(original):
+        return True
+    return hasattr(type(original), name) and not hasattr(fx.GraphModule, name)
 
 
 def _targets(graph: fx.Graph) -> tuple[Any, ...]:

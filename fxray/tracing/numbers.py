@@ -3,12 +3,14 @@
 `x.view(x.size(0), -1)` must stay true for another batch size. A symbolic size would
 need the model's cooperation at every `isinstance` and every C function; an `int`
 subclass needs none: Python and torch see an int, the writer finds the node on it.
-What makes an exact int of it (`int(n)`, `range(n)`, an f-string) loses the node; the
-comparison of two traces at different batch sizes finds those (`batch.py`).
+Where Python asks for an exact int, or for a key (`int(n)`, a dict's look-up), the graph
+holds for that number alone. What C reads past all of that (`range(n)`, an index of a
+list) loses the node; the comparison of traces at different sizes finds those (`batch.py`).
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -47,6 +49,12 @@ _ARITHMETIC = {
     "truediv": operator.truediv,
     "mod": operator.mod,
     "pow": operator.pow,
+    "lshift": operator.lshift,
+    "rshift": operator.rshift,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "divmod": divmod,
 }
 _COMPARISON = {
     "lt": operator.lt,
@@ -133,12 +141,26 @@ def _comparison(target: Callable[..., Any]) -> Any:
     return run
 
 
-def _negation() -> Any:
-    def run(self: Any) -> Any:
-        value = -plain(self)
-        if not self.writer.writing:
-            return value
-        return self.writer.write_number(operator.neg, (self,), value)
+def _alone(target: Callable[..., Any]) -> Any:
+    def run(self: Any, *more: Any) -> Any:
+        value = target(plain(self), *more)
+        return (
+            self.writer.write_number(target, (self, *more), value) if self.writer.writing else value
+        )
+
+    return run
+
+
+def _leaving(original: Callable[..., Any], target: Callable[..., Any] | None = None) -> Any:
+    """Return a method after which Python has a number of its own: it must come out so again."""
+
+    def run(self: Any, *more: Any) -> Any:
+        value = original(self, *more)
+        if self.writer.writing:
+            seen = self if target is None else self.writer.write_number(target, (self,), value)
+            now = plain(self) if target is None else value
+            self.writer.write_comparison(operator.eq, (seen, now), held=True)
+        return value
 
     return run
 
@@ -150,8 +172,20 @@ for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
     for _name, _target in _COMPARISON.items():
         setattr(_cls, f"__{_name}__", _comparison(_target))
     for _method, _value in (
-        ("__neg__", _negation()),
-        ("__hash__", _base.__hash__),
+        ("__neg__", _alone(operator.neg)),
+        ("__pos__", _alone(operator.pos)),
+        ("__abs__", _alone(abs)),
+        ("__round__", _alone(round)),
+        ("__floor__", _alone(math.floor)),
+        ("__ceil__", _alone(math.ceil)),
+        ("__trunc__", _alone(math.trunc)),
         ("__repr__", _base.__repr__),
+        ("__hash__", _leaving(_base.__hash__)),
+        ("__int__", _leaving(_base.__int__, int)),
+        ("__float__", _leaving(_base.__float__, float)),
     ):
         setattr(_cls, _method, _value)
+TracedInt.__invert__ = _alone(operator.invert)  # type: ignore[method-assign]
+for _name in ("__index__", "bit_length"):
+    setattr(TracedInt, _name, _leaving(getattr(int, _name)))
+TracedFloat.is_integer = _leaving(float.is_integer)  # type: ignore[method-assign]

@@ -79,7 +79,6 @@ class Runner:
         self.watch = Watch(model, program.state)
         self.forward, self.code = compile_graph(program.graph)
         self.branches = program.branches
-        self.served = 0
         self._switches = switches_modes(program.graph)
         self._plain = program.call.leaves if program.call.all_plain_tensors else None
 
@@ -111,6 +110,11 @@ class Runner:
                 leaf.check(value)
             return args
         return self.program.call.flatten(bind(self._signature, args, kwargs))
+
+    def can_begin_again(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """Return whether what the graph writes of its inputs could be put back."""
+        written = (inputs[place] for place in self.program.inputs)
+        return all(tensor.is_leaf for tensor in written)
 
     def run(self, inputs: Sequence[Any], forward: Callable[..., Any] | None = None) -> Any:
         """Run the graph, or `forward`, compiled from the graph with captures in it."""

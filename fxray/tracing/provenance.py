@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import operator
 import types
 from collections.abc import Mapping
@@ -85,6 +86,8 @@ class Provenance:
             return TracedFloat(value, node, self._writer)
         elif isinstance(value, torch.Size):
             return torch.Size([self.remember(n, self._part(node, i)) for i, n in enumerate(value)])
+        elif type(value) is tuple and value and all(type(n) in (int, float) for n in value):
+            return tuple(self.remember(n, self._part(node, i)) for i, n in enumerate(value))
         elif isinstance(value, (tuple, list)):
             for i, inner in enumerate(value):
                 self.remember(inner, self._part(node, i))
@@ -150,9 +153,10 @@ class Provenance:
         if isinstance(value, torch.Tensor) and value.grad_fn is not None:
             what = "the forward uses a tensor that was computed where the trace could not see it"
             raise self._writer.refuse(what)
-        if isinstance(value, types.FunctionType) and "<locals>" in value.__qualname__:
+        if self._made_in_forward(value):
+            name = getattr(value, "__name__", type(value).__name__)
             what = (
-                f"the forward hands a function made in it ({value.__name__}) to torch, which may "
+                f"the forward hands a function or object made in it ({name}) to torch, which may "
                 "hold what another call would not give it"
             )
             raise self._writer.refuse(what)
@@ -162,6 +166,12 @@ class Provenance:
             self.constants[name] = value
             node = self._constant_nodes[id(value)] = self.graph.get_attr(name)
         return node
+
+    def _made_in_forward(self, value: Any) -> bool:
+        if isinstance(value, (types.FunctionType, type)):
+            return "<locals>" in value.__qualname__
+        made = isinstance(value, functools.partial) or is_plain_object(value)
+        return made and not self._writer.held(value)
 
     def result(self, value: Any) -> Any:
         """Return what the forward gave back as the argument of the output node."""

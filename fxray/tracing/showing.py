@@ -11,7 +11,7 @@ from torch import nn
 
 from fxray.errors import NoGraphError, SpecialisationError, TraceError, first_line
 from fxray.torch_private import has_forward_hooks
-from fxray.tracing.batch import difference, far_from, mark_live_guards
+from fxray.tracing.batch import Apart, difference, far_from, mark_live_guards, tiled
 from fxray.tracing.example import Example, Size, with_free
 from fxray.tracing.patches import refused_randomness
 from fxray.tracing.program import MODES, Program, mode_name
@@ -92,26 +92,32 @@ class _Showing:
                 return found
         return self.at(sizes, seed)  # it takes gradients itself, or fails in any case
 
-    def apart(self, first: WrittenGraph, size: Size) -> str | None:
+    def apart(self, first: WrittenGraph, size: Size) -> Apart | None:
         """Return where another size makes another graph, None where none does.
 
         Raises:
             NoGraphError: there the forward does what no graph can hold.
         """
-        base = self.example.base
+        base = size.base
         try:
             # `int(n / 4)` is the same number for neighbours.
-            for seed, n in enumerate((size.base + 1, far_from(size.base)), start=1):
-                other = self.beside(base | {size: n}, seed)
-                found = difference(first, other)
-                if found is not None:
-                    return found
-                mark_live_guards(first, other)
+            found = self._apart_at(first, size, base + 1)
+            found = found or self._apart_at(first, size, far_from(base))
+            if found is not None and found.by_branch and far_from(base) < base:
+                # With slices left out `mask.all()` may come out otherwise; with all, hardly.
+                found = self._apart_at(first, size, tiled(base))
         except NoGraphError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the model raises at another size
-            return f"with another one: {first_line(error)}"
-        return None
+            return Apart(f"with another one: {first_line(error)}")
+        return found
+
+    def _apart_at(self, first: WrittenGraph, size: Size, n: int) -> Apart | None:
+        other = self.beside(self.example.base | {size: n}, seed=1 + n)
+        found = difference(first, other)
+        if found is None:
+            mark_live_guards(first, other)
+        return found
 
     def steady(self, first: WrittenGraph) -> WrittenGraph:
         """Return the trace that other random numbers give again; refuse one that they change.
@@ -123,7 +129,7 @@ class _Showing:
             return first
         random = difference(second, self.at(self.example.base, seed=2))
         if random is not None:
-            raise refused_randomness(self.model, random)
+            raise refused_randomness(self.model, str(random))
         return second
 
 

@@ -226,6 +226,11 @@ class ModelState:
         if isinstance(value, torch.Tensor):
             self._tensors.setdefault(id(value), (path, value))
             return
+        if isinstance(value, nn.Module):  # hidden in a list, where nobody registers it
+            seen.add(id(value))
+            for name, tensor in (*value.named_buffers(), *value.named_parameters()):
+                self._tensors.setdefault(id(tensor), (f"{path}.{name}", tensor))
+            return
         put_back = _put_back(value)
         if put_back is not None:
             self._generators.append(put_back)
@@ -270,6 +275,14 @@ class ModelState:
                 for name, value in getattr(module, registry).items():
                     if before.get(name, missing) is not value:
                         yield module, name, before.get(name, missing), value
+
+    def deleted(self) -> Iterator[tuple[nn.Module, str]]:
+        """Yield (module, attribute) for all that was taken off since."""
+        for module, old in self._fields.items():
+            yield from ((module, name) for name in old if name not in module.__dict__)
+            for registry, before in self._registries[module].items():
+                current = getattr(module, registry)
+                yield from ((module, name) for name in before if name not in current)
 
     def swapped(self, module: nn.Module) -> bool:
         """Return whether other parameters stand in `module` than those that it had."""

@@ -13,7 +13,7 @@ import numpy as np
 from torch import fx, nn
 
 from fxray.architecture import TensorSpec
-from fxray.errors import TraceError
+from fxray.errors import NoGraphError, TraceError
 from fxray.torch_private import has_forward_hooks
 from fxray.tracing import runtime
 from fxray.tracing.attributes import noted_reads
@@ -116,7 +116,7 @@ def _write_twice(
     first = _write(model, leaves, training=training, seed=0)
     apart = difference(first, _write(model, leaves, training=training, seed=1))
     if apart is not None:
-        raise refused_randomness(model, apart)
+        raise refused_randomness(model, str(apart))
     return first
 
 
@@ -322,6 +322,10 @@ class _Tracer(fx.Tracer):
 
     def keep_assignments(self, graph: fx.Graph, state: ModelState) -> None:
         """Write what the forward assigned to attributes, which fx loses in silence."""
+        if state.filled():
+            what = f"the forward of {type(self._model).__name__} fills a list or dict of its own"
+            msg = f"{what}, which torch.fx loses. Give an input: fxray.trace(model, x)"
+            raise NoGraphError(msg)
         before_end = graph.output_node()
         for module, name, _, value in state.assigned():
             path = self.path_of_module(module) if module is not self._model else ""

@@ -21,6 +21,7 @@ __all__ = [
     "SIZES",
     "TENSOR_PROPERTIES",
     "TORCH_CONSTANTS",
+    "UNGUARDED",
     "grad_mode_owner",
     "is_leaf",
     "qualified_name",
@@ -55,6 +56,9 @@ READS = frozenset(
     ]
 )
 """Methods that tell about a tensor and compute nothing."""
+
+UNGUARDED = frozenset(["grad", "is_leaf", "_version", "output_nr", "grad_fn"])
+"""Properties that hang on what happened before the call, and by which a forward may branch."""
 
 SIZES = frozenset(["size", "numel", "nelement", "__len__", "stride", "storage_offset"])
 
