@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 __all__ = [
     "CHECKPOINT_GENERATOR",
     "COMPILED_CALL",
+    "acts_on_gradients",
     "assertion",
     "backward_is_running",
     "check",
@@ -79,6 +80,11 @@ def saves_tensors_elsewhere() -> bool:
     """Return whether hooks take what is saved for backward: a checkpoint around this call."""
     ignore_tracing = True
     return torch._C._autograd._top_saved_tensors_default_hooks(ignore_tracing) is not None
+
+
+def acts_on_gradients(parameter: torch.Tensor) -> bool:
+    """Return whether a hook acts as soon as a gradient of `parameter` is accumulated."""
+    return bool(parameter._post_accumulate_grad_hooks)
 
 
 def has_backward_hooks(module: torch.nn.Module) -> bool:

@@ -95,12 +95,13 @@ class Xray:
         strict: bool = False,
         defaults: DefaultTable = DEFAULTS,
     ) -> None:
-        self._args, self._kwargs = tuple(args), dict(kwargs or {})
+        self._args = _positional(args)
+        self._kwargs = dict(kwargs or {})
         self._defaults = defaults
         self._options: dict[str, Any] = {
             "frontend": frontend,
             "sizes": sizes,
-            "examples": [_call_of(example) for example in examples],
+            "examples": [_call_of(example) for example in _positional(examples)],
             "gradients": gradients,
             "strict": strict,
         }
@@ -285,6 +286,11 @@ class Xray:
         return (
             f"<Xray of {self.architecture.model}: {len(self.architecture)} ops, {count} captures>"
         )
+
+
+def _positional(given: Any) -> tuple[Any, ...]:
+    """Return what was given in a row; one tensor is one thing, not a row of its rows."""
+    return (given,) if isinstance(given, torch.Tensor) else tuple(given)
 
 
 def _call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import copy
 import dataclasses
 import enum
+import operator
 import pickle
 import random
 import re
@@ -224,6 +226,168 @@ class SetsFirst(nn.Module):
 
 def test_what_a_forward_sets_before_it_reads_is_its_own():
     assert "n" not in {read.name for read in state_of(SetsFirst()).reads}
+
+
+class Degrees(float):
+    pass
+
+
+class Reading(nn.Module):
+    def __init__(self, value, read):
+        super().__init__()
+        self.v, self.read = value, read
+
+    def forward(self, x):
+        return x * self.read(self.v)
+
+
+def settings(kind=types.SimpleNamespace, **fields):
+    return kind(**{"scale": 2.0, **fields})
+
+
+def first(v):
+    return v[0]
+
+
+def scaled(v):
+    return v.scale
+
+
+def by_s(v):
+    return v["s"]
+
+
+def called(v):
+    return v["f"](1.0)
+
+
+def deep(n):
+    return 2.0 if n == 0 else {"s": deep(n - 1)}
+
+
+def deepest(v, n):
+    return v if n == 0 else deepest(v["s"], n - 1)
+
+
+def set_deepest(v, n):
+    v.update(s=3.0) if n == 1 else set_deepest(v["s"], n - 1)
+
+
+def in_list(kind):
+    return [settings(kind)]
+
+
+ONE = torch.ones(1)
+KEPT = {
+    "numpy scalar": (lambda: np.float64(2), lambda v: v, lambda m: setattr(m, "v", np.float64(3))),
+    "float32": (lambda: np.float32(2), float, lambda m: setattr(m, "v", np.float32(3))),
+    "subclass of float": (lambda: Degrees(2), float, lambda m: setattr(m, "v", Degrees(3))),
+    "array anew": (lambda: np.ones(2), first, lambda m: setattr(m, "v", np.zeros(2))),
+    "array in place": (lambda: np.ones(2), first, lambda m: m.v.fill(0)),
+    "large array anew": (
+        lambda: np.ones(20_000),
+        first,
+        lambda m: setattr(m, "v", np.zeros(20_000)),
+    ),
+    "array of objects": (
+        lambda: np.array([1, None]),
+        first,
+        lambda m: setattr(m, "v", np.array([2, None])),
+    ),
+    "argparse": (
+        lambda: settings(argparse.Namespace),
+        scaled,
+        lambda m: setattr(m.v, "scale", 3.0),
+    ),
+    "namespace with a tensor": (
+        lambda: settings(t=ONE),
+        scaled,
+        lambda m: setattr(m.v, "scale", 3.0),
+    ),
+    "tensor in a list": (lambda: [ONE], first, lambda m: m.v.__setitem__(0, torch.zeros(1))),
+    "tensors in a tuple": (
+        lambda: (ONE, ONE),
+        first,
+        lambda m: setattr(m, "v", (torch.zeros(1), ONE)),
+    ),
+    "tensor on an object": (
+        Config,
+        lambda v: v.__dict__.setdefault("mask", ONE) * v.mask,
+        lambda m: setattr(m.v, "mask", torch.zeros(1)),
+    ),
+    "beside a tensor": (lambda: {"s": 2.0, "t": ONE}, by_s, lambda m: m.v.update(s=3.0)),
+    "counter": (lambda: collections.Counter(s=2), by_s, lambda m: m.v.update(s=3)),
+    "UserDict": (lambda: collections.UserDict(s=2), by_s, lambda m: m.v.update(s=3)),
+    "object in a list": (
+        lambda: [Config()],
+        lambda v: v[0].scale,
+        lambda m: m.v.__setitem__(0, Inner()),
+    ),
+    "field of an object in a list": (
+        lambda: [Config()],
+        lambda v: v[0].scale,
+        lambda m: setattr(m.v[0], "scale", 3.0),
+    ),
+    "function in a list": (lambda: [abs], lambda v: v[0](1.0), lambda m: m.v.__setitem__(0, float)),
+    "lambda in a dict": (
+        lambda: {"f": lambda x: x},
+        called,
+        lambda m: m.v.update(f=lambda x: x + 1),
+    ),
+    "long list anew": (lambda: [1.0] * 2000, first, lambda m: setattr(m, "v", [2.0] * 2000)),
+    "long list grown": (lambda: [1.0] * 2000, len, lambda m: m.v.append(1.0)),
+    "4 deep": (lambda: deep(4), lambda v: deepest(v, 4), lambda m: set_deepest(m.v, 4)),
+    "5 deep": (lambda: deep(5), lambda v: deepest(v, 5), lambda m: set_deepest(m.v, 5)),
+    "0.0 and -0.0": (lambda: 0.0, lambda v: v, lambda m: setattr(m, "v", -0.0)),
+    "0.0 and -0.0 in a list": (lambda: [0.0], first, lambda m: m.v.__setitem__(0, -0.0)),
+    "1 and True in a list": (lambda: [1], first, lambda m: operator.setitem(m.v, 0, *[True])),
+}
+
+
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize("what", KEPT)
+def test_what_is_no_plain_value_is_known_by_identity(what, linked):
+    make, read, change = KEPT[what]
+    model = Reading(make(), read)
+    model(X)
+    state = pickle.loads(pickle.dumps(state_of(model)))
+    copied = copy.deepcopy(model) if "lambda" not in what else model
+    found = Watch(model, state)
+    if linked:
+        assert said(found) == ""
+        assert said(found) == ""
+    change(model)
+    assert "attribute 'v" in said(found)
+    if copied is not model:
+        own = Watch(copied, state)
+        assert said(own) == ""
+        change(copied)
+        assert said(own)
+
+
+class Sets(nn.Module):
+    """What a forward makes anew or changes at each call is no setting."""
+
+    def __init__(self):
+        super().__init__()
+        self.state, self.cfg, self.counts = (ONE, ONE), Config(), collections.Counter()
+        self.cfg.mask, self.arr, self.held = ONE, np.zeros(2), [ONE]
+
+    def forward(self, x):
+        h = x * self.state[0] * self.cfg.mask * self.held[0]
+        self.state = (h, h)
+        self.cfg.mask = h
+        self.counts["n"] += 1
+        self.arr[0] += 1
+        self.held[0] = h
+        return h
+
+
+def test_what_a_forward_sets_at_each_call_is_not_watched():
+    model = Sets()
+    names = {read.name for read in state_of(model).reads}
+    assert names.isdisjoint({"state", "cfg.mask", "counts", "arr", "held"})
+    assert "cfg" in names
 
 
 class Modes(nn.Module):

@@ -21,11 +21,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fxray
+from fxray.tracing.alone import preserved_rng, training_flags
 from fxray.tracing.interposer import interposed
 from fxray.tracing.learner import survey_call
 from fxray.tracing.ops import path_of
 from fxray.tracing.patches import interposing, patched, patched_contexts
-from fxray.tracing.state import ModelState, preserved_rng, training_flags
+from fxray.tracing.state import ModelState
 from fxray.tracing.survey import Survey
 from tests.models import CASES, LEAVES, Case, Witness
 

@@ -9,6 +9,7 @@ from torch import fx
 
 from fxray.capture.interpose import method_of, run_interposed
 from fxray.capture.node import capture, new_handle, receiver_of
+from fxray.tracing.alone import is_alone
 from fxray.tracing.codegen import compile_graph, copy_graph
 from fxray.tracing.module import TracedModule
 from fxray.tracing.ops import path_of
@@ -164,7 +165,8 @@ class RewrittenModule(TracedModule):
     )
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mode = mode_name(training=self.training)
-        receiver = receiver_of(self.handle)
+        # A trace of what holds this module runs it too, and is no step of the training.
+        receiver = None if is_alone() else receiver_of(self.handle)
         if receiver is None:
             return super()._call(args, kwargs)
         self._follow_draft()

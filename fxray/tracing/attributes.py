@@ -116,7 +116,7 @@ class Reads:
         self._found: dict[tuple[int, str], Any] = {}
         self._objects: dict[int, tuple[Any, dict[tuple[int, str], None]]] = {}
         self._on_objects: dict[tuple[int, str], Any] = {}
-        self._fragile: list[tuple[Any, str, Any, Any, Identities]] = []
+        self._fragile: list[tuple[Any, tuple[int, str], Any, Any, Identities]] = []
 
     @property
     def classes(self) -> set[type[nn.Module]]:
@@ -179,7 +179,8 @@ class Reads:
     def _watch_over(self, noted: Any, key: tuple[int, str], holder: Any, value: Any) -> None:
         """Remember what only holds if the forward leaves it alone, for `settle`."""
         seen = noted[key]
-        if seen is UNKNOWN or _is_sturdy(value):
+        by_name = seen == TENSOR and noted is self._found
+        if seen is UNKNOWN or by_name or _is_sturdy(value):
             return
         if _held(holder, key[1]) is not value:  # computed
             noted[key] = UNKNOWN
@@ -301,6 +302,8 @@ def _reading(
             if name[:2] == "__" or not writer.writing:
                 raise
             find = getattr(type(self), "__getattr__", None)
+            if isinstance(self, nn.Module) and find is not nn.Module.__getattr__:
+                raise  # a __getattr__ of the user's own looks further, and tells by what it reads
             if find is None or isinstance(self, nn.Module):
                 note(self, name, MISSING)
                 raise

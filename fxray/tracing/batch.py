@@ -67,10 +67,12 @@ class Apart:
     Attributes:
         text: what is different, in words.
         by_branch: whether a branch on data went another way, which other values may undo.
+        by_guard: whether it is a branch of either kind, which a guard tells at every call.
     """
 
     text: str
     by_branch: bool = False
+    by_guard: bool = False
 
     def __str__(self) -> str:
         return self.text
@@ -96,8 +98,9 @@ def difference(one: WrittenGraph, other: WrittenGraph) -> Apart | None:
             if "fxray_branch" in a.meta:
                 where = str(a.args[2]).replace("\\", "/").rpartition("/")[2]
                 text = f"Python took another value of a tensor at {where}"
-                return Apart(text, by_branch=True)
-            return Apart(f"a number that Python computed changed {_place(a)}")
+                return Apart(text, by_branch=True, by_guard=True)
+            text = f"a number that Python computed changed {_place(a)}"
+            return Apart(text, by_guard="fxray_guard" in a.meta)
     if len(ours) != len(theirs):
         return Apart(f"{len(ours)} nodes became {len(theirs)}")
     return None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 import torch
+from torch import nn
 
 from fxray.architecture import TensorSpec
 from fxray.errors import SpecialisationError, TraceError
@@ -15,9 +18,11 @@ from fxray.torch_private import pytree
 from fxray.tracing.leaf import NEVER, PLAIN, Leaf, same_constant, short_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["CallSpec", "Passed", "Varying", "bind", "passed_as"]
+
+_DEEPEST = 5
 
 Varying = tuple[tuple[int, int, int], ...]
 """Sizes of a call that a layout was not traced for: (index of the leaf, dim, size)."""
@@ -115,8 +120,8 @@ class CallSpec:
                 continue
             if not isinstance(value, PLAIN) and _holds_tensor(value):
                 msg = (
-                    f"argument {path!r} is a {type(value).__qualname__} that holds tensors "
-                    "fxray cannot see; pass them as tensors, or in a tuple, list or dict, or "
+                    f"argument {path!r} is a {type(value).__qualname__}, with tensors or random "
+                    "numbers fxray cannot see; pass tensors, or a tuple, list or dict of them, or "
                     "register the class with torch.utils._pytree.register_pytree_node"
                 )
                 raise TraceError(msg)
@@ -237,10 +242,24 @@ def _key_text(key: Any) -> str:
     return str(key)
 
 
-def _holds_tensor(value: object) -> bool:
-    fields = getattr(value, "__dict__", None) or {}
-    slots = [getattr(value, s, None) for s in getattr(type(value), "__slots__", ())]
-    return any(isinstance(v, torch.Tensor) for v in (*fields.values(), *slots))
+_RUNS_ON = (torch.Tensor, torch.Generator, nn.Module, np.random.Generator, np.random.RandomState)
+
+
+def _holds_tensor(value: object, depth: int = 0) -> bool:
+    """Return whether a trace would change an argument: a tensor in it, a generator, a module."""
+    if isinstance(value, _RUNS_ON):
+        return True
+    if depth > _DEEPEST or isinstance(value, (*PLAIN, type, types.FunctionType)):
+        return False
+    if isinstance(value, dict):
+        inner: Iterable[Any] = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inner = value
+    else:
+        fields = getattr(value, "__dict__", None) or {}
+        slots = [getattr(value, s, None) for s in getattr(type(value), "__slots__", ())]
+        inner = (*fields.values(), *slots)
+    return any(_holds_tensor(item, depth + 1) for item in inner)
 
 
 @attrs.frozen

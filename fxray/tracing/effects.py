@@ -14,7 +14,7 @@ from fxray.tracing import runtime
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from torch import nn
+    from torch import fx, nn
 
     from fxray.tracing.execution import GraphWriter
     from fxray.tracing.state import Held, ModelState
@@ -57,7 +57,9 @@ def write_effects(
         now = growing.get(id(held.content))
         if now is None:
             new = _new(held.content, held.before)
-            if new is None or not _all_plain(new.values()):
+            if new is None:
+                raise _refused(writer.model)
+            if not _all_plain(new.values()):
                 notes.append("a Python cache on a module was filled")
                 continue
             _write(writer, written, held, new)
@@ -76,13 +78,25 @@ def _write(writer: GraphWriter, written: WrittenGraph, held: Held, new: Mapping[
     if any(isinstance(v, torch.Tensor) and nodes.node_of(v) is None for v in new.values()):
         raise _refused(writer.model)
     with graph.inserting_before(graph.output_node()):
-        owner = nodes.constant(held.owner)
-        written.constants[str(owner.target)] = held.owner
+        owner = _found(writer, written, held.owner)
         values = {key: nodes.result(value) for key, value in new.items()}
         if isinstance(held.content, dict):
             graph.call_function(runtime.put, (owner, values))
         else:
             graph.call_function(runtime.refill, (owner, [*values.values()]))
+
+
+def _found(writer: GraphWriter, written: WrittenGraph, owner: Any) -> fx.Node:
+    """Return the node that looks the owner up where a module has it: it may be another by then."""
+    graph = written.graph
+    for path, module in writer.model.named_modules():
+        for name, value in vars(module).items():
+            if value is owner:
+                holder = graph.get_attr(path) if path else writer.nodes.constant(module)
+                if not path:
+                    written.constants[str(holder.target)] = module
+                return graph.call_function(getattr, (holder, name))
+    raise _refused(writer.model)
 
 
 def _refused(model: nn.Module) -> NoGraphError:

@@ -24,6 +24,9 @@ SizesArgument = Mapping[str, "Sequence[int] | int"]
 """By argument, the dims whose size is to be shown free: `{"input_ids": (0, 1)}`."""
 
 
+_OPTIONS = ("frontend", "sizes", "examples", "gradients", "strict", "defaults")
+
+
 @attrs.frozen
 class Size:
     """One size of the input that may vary from call to call.
@@ -83,6 +86,9 @@ class Example:
             arguments = bind(signature, args, kwargs)
         except TypeError as error:
             msg = f"the input does not fit {type(model).__name__}.forward{signature}: {error}"
+            ours = [name for name in _OPTIONS if name in kwargs]
+            if ours:
+                msg += f"; {ours[0]}= is an option of fxray.Xray(model, args=(…,), {ours[0]}=…)"
             raise TraceError(msg) from error
         call = CallSpec.of(arguments)
         tensors = tuple(call.flatten(arguments))
@@ -128,6 +134,9 @@ def _sizes_of(
 ) -> tuple[Size, ...]:
     """Return the sizes to be shown free: those asked for, and the batch of the rest."""
     paths = [leaf.path for leaf in call.tensor_leaves]
+    if not hasattr(asked, "items"):
+        msg = f"sizes names dims by argument, {{{paths[0]!r}: (0, 1)}}; {asked!r} names none"
+        raise TraceError(msg)
     named: dict[int, tuple[int, ...]] = {}
     for name, dims in asked.items():
         indices = [i for i, path in enumerate(paths) if path == name or path.startswith(f"{name}.")]

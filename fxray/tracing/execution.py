@@ -281,7 +281,7 @@ class GraphWriter(TorchFunctionMode):
         """Run a module: a leaf as one node, another by tracing through it."""
         path = self._paths.get(module)
         if path is None:  # made inside the forward, or hidden: no part of the model
-            if any(True for _ in (*module.parameters(), *module.buffers())):
+            if any(map(self.state.knows, (*module.parameters(), *module.buffers()))):
                 what = (
                     f"the forward calls a {type(module).__name__} that the model does not register"
                 )

@@ -8,12 +8,12 @@ import attrs
 import torch
 
 from fxray.errors import NoGraphError, SpecialisationError, first_line
+from fxray.tracing.alone import How
 from fxray.tracing.batch import Apart, difference, far_from, tiled
 from fxray.tracing.call import CallSpec, OpenCall
 from fxray.tracing.example import Example, Size
 from fxray.tracing.program import MODES, Program, Runner
 from fxray.tracing.showing import program_of, show, takes, verify
-from fxray.tracing.state import How
 from fxray.tracing.verify import Trial
 from fxray.tracing.writing import run_alone, write
 

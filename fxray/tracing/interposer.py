@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxray.architecture import TensorSpec
 from fxray.torch_private import backward_is_running, current_function_mode
+from fxray.tracing.alone import uncompiled
 from fxray.tracing.called import (
     CALLS,
     NUMBERS,
@@ -32,7 +33,6 @@ from fxray.tracing.names import type_of_module
 from fxray.tracing.ops import NodeInfo, module_fields
 from fxray.tracing.patches import interposing, short_line
 from fxray.tracing.results import fields_of, tensor_items
-from fxray.tracing.state import uncompiled
 from fxray.tracing.survey import LOCK, Spot, Survey
 
 if TYPE_CHECKING:

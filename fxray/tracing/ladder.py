@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxray.errors import NoGraphError, SpecialisationError, TraceError, first_line
+from fxray.tracing.alone import How, alone, preserved_rng
 from fxray.tracing.example import Example, SizesArgument
 from fxray.tracing.family import LOCK, Family
 from fxray.tracing.growing import grow
@@ -21,10 +22,10 @@ from fxray.tracing.program import MODES, Program
 from fxray.tracing.regions import count_regions
 from fxray.tracing.report import Report, baked_values, branches_in, count_ops
 from fxray.tracing.showing import Shown, notes_on, program_of, show, takes, verify
-from fxray.tracing.state import How, alone, preserved_rng
 from fxray.tracing.survey import Survey
 from fxray.tracing.symbolic import open_call, write_symbolically
 from fxray.tracing.verify import Comparison, Trial
+from fxray.tracing.writing import run_alone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,6 +130,9 @@ def _check_model(model: object) -> None:
             what = f"the class {model.__qualname__}; pass an instance: {model.__qualname__}(…)"
         msg = f"fxray traces a torch.nn.Module, and this is {what}"
         raise TypeError(msg)
+    if isinstance(model, nn.DataParallel):
+        msg = "nn.DataParallel runs copies of the model; trace the model itself: model.module"
+        raise TraceError(msg)
     if getattr(model, "_orig_mod", None) is not None:
         msg = "this model is compiled; trace the model itself, then compile what rewrite() gives"
         raise TraceError(msg)
@@ -165,8 +169,11 @@ def _take(traced: Traced, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
     """Let the graphs of both modes take one more call."""
     family = traced.module.family
     for mode in MODES:
-        with alone(traced.model, How(training=mode == MODES[0])):
-            family.fit(mode, args, kwargs)
+        how = How(training=mode == MODES[0])
+        with alone(traced.model, how):
+            fitted = family.fit(mode, args, kwargs)
+        if fitted is None and mode not in family.without:
+            run_alone(traced.model, Example.of(traced.model, args, kwargs), {}, how)
 
 
 # ---------------------------------------------------------------------- by execution

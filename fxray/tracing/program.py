@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -13,17 +12,27 @@ import torch
 from torch import fx, nn
 
 from fxray.errors import SpecialisationError
+from fxray.tracing.alone import rng_states, set_rng_states
 from fxray.tracing.call import CallSpec, OpenCall, bind
 from fxray.tracing.codegen import compile_graph, packed_graph, unpacked_graph
 from fxray.tracing.conditions import Watch
 from fxray.tracing.grounds import State
 from fxray.tracing.runtime import as_before, guard, guard_value, switches_modes
-from fxray.tracing.state import rng_states, set_rng_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["MODES", "Before", "Program", "Runner", "mode_name"]
+    from fxray.tracing.state import ModelState
+
+__all__ = [
+    "MODES",
+    "Before",
+    "Program",
+    "Runner",
+    "branches",
+    "can_be_put_back",
+    "mode_name",
+]
 
 MODES = ("train", "eval")
 
@@ -63,7 +72,7 @@ class Program:
     @property
     def branches(self) -> bool:
         """Whether some guard in it may fail half-way."""
-        return any(node.target in (guard, guard_value) for node in self.graph.nodes)
+        return branches(self.graph)
 
     def __reduce__(self) -> tuple[Any, ...]:
         constants = {name: _Imported.of(value) for name, value in self.constants.items()}
@@ -144,6 +153,27 @@ class _Names:
         return constants[name] if name in constants else getattr(self._model, name)
 
 
+def branches(graph: fx.Graph) -> bool:
+    """Return whether some guard in a graph may fail half-way."""
+    return any(node.target in (guard, guard_value) for node in graph.nodes)
+
+
+def can_be_put_back(model: nn.Module, state: ModelState, writes: Sequence[str]) -> bool:
+    """Return whether `Before` reaches all that a forward writes or draws from."""
+    return not state.holds_generators and all(
+        _tensor_at(model, path) is not None for path in writes
+    )
+
+
+def _tensor_at(model: nn.Module, path: str) -> torch.Tensor | None:
+    owner, _, name = path.rpartition(".")
+    try:
+        found = getattr(model.get_submodule(owner), name)
+    except AttributeError:  # in a container, or replaced since, by LoRA say
+        return None
+    return found if isinstance(found, torch.Tensor) else None
+
+
 class Before:
     """Random state and written tensors as they were before a graph that may end half-way."""
 
@@ -152,11 +182,8 @@ class Before:
         written = [inputs[place] for place in runner.program.inputs]
         self._copies = [(tensor, tensor.detach().clone()) for tensor in written]
         for path in runner.program.writes:
-            owner, _, name = path.rpartition(".")
-            tensor = None
-            with contextlib.suppress(AttributeError):  # replaced since, by LoRA say
-                tensor = getattr(runner.model.get_submodule(owner), name)
-            if isinstance(tensor, torch.Tensor):
+            tensor = _tensor_at(runner.model, path)
+            if tensor is not None:
                 self._copies.append((tensor, tensor.detach().clone()))
 
     def restore(self) -> None:

@@ -74,7 +74,7 @@ class Provenance:
         """Return whether the trace saw `tensor` made, or the model holds it."""
         return tensor in self._node_of or tensor in self._attributes
 
-    def remember(self, value: Any, node: fx.Node) -> Any:
+    def remember(self, value: Any, node: fx.Node) -> Any:  # noqa: C901 - one branch for each kind
         """Let every tensor and number of `value` be found again as `node`."""
         if isinstance(value, torch.Tensor):
             self._node_of[value] = node

@@ -11,11 +11,11 @@ from torch import nn
 
 from fxray.errors import NoGraphError, SpecialisationError, TraceError, first_line
 from fxray.torch_private import has_forward_hooks
+from fxray.tracing.alone import How
 from fxray.tracing.batch import Apart, difference, far_from, mark_live_guards, tiled
 from fxray.tracing.example import Example, Size, with_free
 from fxray.tracing.patches import refused_randomness
 from fxray.tracing.program import MODES, Program, mode_name
-from fxray.tracing.state import How
 from fxray.tracing.verify import Comparison, Trial, compare
 from fxray.tracing.writing import run_alone, write
 from fxray.tracing.written import WrittenGraph

@@ -88,7 +88,7 @@ def snapshot(value: Any, depth: int = 6) -> Any:
     return _snapshot(value, depth, [_MOST])
 
 
-def _snapshot(value: Any, depth: int, budget: list[int]) -> Any:
+def _snapshot(value: Any, depth: int, budget: list[int]) -> Any:  # noqa: PLR0911
     cls = type(value)
     if cls in _VALUES or isinstance(value, enum.Enum):
         return value
@@ -121,9 +121,7 @@ def _contents(value: Any, parts: Any, depth: int, budget: list[int]) -> Any:
     if isinstance(value, functools.partial):
         kind = "functools.partial"
     if isinstance(parts, dict):
-        pairs = tuple(
-            (_key(key), _item(item, depth, budget)) for key, item in dict.items(parts)
-        )
+        pairs = tuple((_key(key), _item(item, depth, budget)) for key, item in dict.items(parts))
         return Contents(kind, pairs)
     if isinstance(parts, (set, frozenset)):
         return Contents(kind, (frozenset(parts),)) if _hold_values(parts) else _itself(value)
@@ -153,7 +151,9 @@ def _parts(value: Any) -> Any:
         return value.data
     if isinstance(value, functools.partial):
         return value.func, value.args, value.keywords
-    return value if isinstance(value, (list, tuple, dict, set, frozenset, collections.deque)) else None
+    return (
+        value if isinstance(value, (list, tuple, dict, set, frozenset, collections.deque)) else None
+    )
 
 
 def _itself(value: Any, more: str = "") -> Kind:
@@ -210,8 +210,8 @@ class Identities:
         if not depth or len(parts) > _MANY or self._left < 0:
             self.long.append(parts)
             return
-        views = [parts.keys(), parts.values()] if isinstance(parts, dict) else [parts]
-        inner = []
+        views: list[Any] = [parts.keys(), parts.values()] if isinstance(parts, dict) else [parts]
+        inner: list[Any] = []
         for view in views:
             self.live.append(view)
             inner = [*view]
@@ -228,7 +228,7 @@ class Identities:
 def _alike(old: Any, new: Any) -> bool:
     if old is new:
         return True
-    if type(old) is not type(new) or _parts(old) is None and is_plain_object(old):
+    if type(old) is not type(new) or (_parts(old) is None and is_plain_object(old)):
         return False
     if _parts(old) is not None and len(_parts(old)) <= _MANY:
         return True  # its items follow
@@ -271,7 +271,7 @@ def is_plain_object(value: Any) -> bool:
     return not isinstance(value, (nn.Module, torch.Tensor, type, enum.Enum, np.ndarray))
 
 
-def same(old: Any, new: Any) -> bool:
+def same(old: Any, new: Any) -> bool:  # noqa: PLR0911
     """Return whether two snapshots are alike: `1`, `1.0` and `True` are not, NaN and NaN are."""
     if old is new or type(old) is not type(new):
         return old is new

@@ -16,6 +16,7 @@ from fxray.architecture import TensorSpec
 from fxray.errors import NoGraphError, TraceError
 from fxray.torch_private import has_forward_hooks
 from fxray.tracing import runtime
+from fxray.tracing.alone import preserved_rng, training_flags
 from fxray.tracing.attributes import noted_reads
 from fxray.tracing.batch import difference
 from fxray.tracing.call import OpenCall
@@ -31,7 +32,7 @@ from fxray.tracing.patches import (
 )
 from fxray.tracing.program import MODES
 from fxray.tracing.results import fields_of
-from fxray.tracing.state import ModelState, preserved_rng, training_flags
+from fxray.tracing.state import ModelState
 from fxray.tracing.torch_calls import is_leaf, writes_in_place
 from fxray.tracing.written import WrittenGraph
 

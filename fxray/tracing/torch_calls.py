@@ -57,7 +57,7 @@ READS = frozenset(
 )
 """Methods that tell about a tensor and compute nothing."""
 
-UNGUARDED = frozenset(["grad", "is_leaf", "_version", "output_nr", "grad_fn"])
+UNGUARDED = frozenset(["grad", "is_leaf", "_version"])
 """Properties that hang on what happened before the call, and by which a forward may branch."""
 
 SIZES = frozenset(["size", "numel", "nelement", "__len__", "stride", "storage_offset"])

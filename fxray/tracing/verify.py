@@ -10,9 +10,10 @@ import attrs
 import torch
 from torch import nn
 
+from fxray.torch_private import acts_on_gradients
+from fxray.tracing.alone import How, alone
 from fxray.tracing.example import Example, Size
 from fxray.tracing.results import every_tensor
-from fxray.tracing.state import How, alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,6 +125,8 @@ def _gradients(model: nn.Module, out: _Flat) -> _Flat | None:
 def _gradients_by_backward(
     total: torch.Tensor, parameters: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor | None, ...]:
+    if any(map(acts_on_gradients, parameters)):  # an optimizer in the backward would step
+        return (None,) * len(parameters)
     before = [p.grad for p in parameters]
     try:
         for p in parameters:
@@ -149,7 +152,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
     a, b = (t if t.layout is torch.strided else t.to_dense() for t in (a, b))
     if a.shape != b.shape or a.dtype != b.dtype:
         return math.inf
-    if torch.equal(a, b) or not a.numel():
+    if a.is_meta or not a.numel() or torch.equal(a, b):  # meta tensors hold no numbers to compare
         return 0.0
     wide = torch.complex128 if a.is_complex() else torch.float64
     a, b = a.to(wide), b.to(wide)

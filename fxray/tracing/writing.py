@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 from torch import nn
 
 from fxray.errors import NoGraphError, TraceError, first_line
+from fxray.torch_private import pytree
+from fxray.tracing.alone import How, alone, python_rng
 from fxray.tracing.assignments import ChangedAttributesError
+from fxray.tracing.batch import difference
 from fxray.tracing.conditions import Watch
 from fxray.tracing.effects import write_effects
 from fxray.tracing.example import Example, Size
 from fxray.tracing.execution import GraphWriter
 from fxray.tracing.grounds import State
 from fxray.tracing.patches import refused_randomness
-from fxray.tracing.program import mode_name
-from fxray.tracing.state import How, ModelState, alone, python_rng
+from fxray.tracing.program import branches, can_be_put_back, mode_name
+from fxray.tracing.state import ModelState
 
 if TYPE_CHECKING:
     from fxray.tracing.attributes import Reads
     from fxray.tracing.written import WrittenGraph
 
 __all__ = ["run_alone", "write"]
+
+_SHIFTS = (1, 37)
+"""What is added to a counter to see whether its graph follows it."""
 
 
 def write(model: nn.Module, example: Example, sizes: Mapping[Size, int], how: How) -> WrittenGraph:
@@ -36,7 +43,15 @@ def write(model: nn.Module, example: Example, sizes: Mapping[Size, int], how: Ho
     one = _Try(model, example, sizes, how)
     while True:
         try:
-            return one.write()
+            written = one.write()
+            for shift in _SHIFTS if one.live else ():
+                # As with sizes: what has lost its node is the same number whatever it came from.
+                apart = difference(written, attrs.evolve(one, shift=shift).write())
+                if apart is not None and not apart.by_guard:
+                    where = ", ".join(f"{path}.{name}".strip(".") for path, name in one.live)
+                    msg = f"a graph does not follow {where}, which the forward counts on: {apart}"
+                    raise NoGraphError(msg)
+            return written  # noqa: TRY300 - the loop ends here or tries again
         except ChangedAttributesError as change:
             new = change.numbers - one.live
             if not new and one.settled:
@@ -57,6 +72,7 @@ class _Try:
         how: the mode, autograd, random numbers.
         live: (path, name) of the numbers on modules that the graph reads and sets.
         settled: whether the model runs once before.
+        shift: by how much those numbers are other than they are.
     """
 
     model: nn.Module
@@ -65,6 +81,7 @@ class _Try:
     how: How
     live: frozenset[tuple[str, str]] = frozenset()
     settled: bool = False
+    shift: int = 0
 
     def write(self) -> WrittenGraph:
         """Return the graph, and all that is noted beside it."""
@@ -92,7 +109,9 @@ class _Try:
         if self.settled:
             self._settle(state)
             now = ModelState(self.model)
+        self._shift()
         tensors, args, kwargs = self.example.sized(self.sizes)
+        given = pytree.tree_flatten((args, kwargs))
         writer = GraphWriter(self.model, now, self.live)
         drawn = python_rng()
         try:
@@ -103,9 +122,23 @@ class _Try:
             self.example.written.extend(now.protected())
         if python_rng() != drawn:
             raise refused_randomness(self.model, "Python's or numpy's random state moved on")
+        if not _alike(given, pytree.tree_flatten((args, kwargs))):
+            what = f"the forward of {type(self.model).__name__} changes a list or dict it is given"
+            msg = f"{what}, which a graph does not"
+            raise NoGraphError(msg)
         writes = tuple(now.changed_tensors())
+        if not can_be_put_back(self.model, now, writes) and branches(written.graph):
+            what = f"{type(self.model).__name__} branches, and draws from a generator of its own"
+            msg = f"{what} or writes tensors in a container: a call could not begin again"
+            raise NoGraphError(msg)
         notes = write_effects(writer, written, state, self._run_again)
         return attrs.evolve(written, writes=writes, notes=notes), reads
+
+    def _shift(self) -> None:
+        """Let the numbers that the graph reads of modules be others than they are."""
+        for path, name in self.live:
+            fields = vars(self.model.get_submodule(path))
+            fields[name] = fields[name] + self.shift
 
     def _run_again(self) -> ModelState:
         """Run the model once more; return its state before that."""
@@ -127,6 +160,22 @@ class _Try:
             what = f"the first forward of {type(self.model).__name__} writes tensors that the next"
             msg = f"{what} does not; run the model once before it is traced"
             raise NoGraphError(msg)
+
+
+def _hint(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Return what else the input may have been meant as, for the end of an error."""
+    flat, _ = pytree.tree_flatten((args, dict(kwargs)))
+    if any(isinstance(value, np.ndarray) for value in flat):
+        return ". A numpy array is no tensor: torch.from_numpy(x)"
+    if len(args) == 1 and not kwargs and isinstance(args[0], (tuple, list)):
+        return ". Was each item meant as an argument? fxray.trace(model, *x)"
+    if len(args) == 1 and not kwargs and isinstance(args[0], dict):
+        return ". Was each item meant as an argument? fxray.trace(model, **x)"
+    return ""
+
+
+def _alike(before: tuple[list[Any], Any], after: tuple[list[Any], Any]) -> bool:
+    return before[1] == after[1] and all(a is b for a, b in zip(before[0], after[0], strict=True))
 
 
 def _as_it_is(model: nn.Module, state: State) -> State:
@@ -152,5 +201,5 @@ def run_alone(model: nn.Module, example: Example, sizes: Mapping[Size, int], how
             shapes = ", ".join(f"{leaf.path} {leaf.spec}" for leaf in example.call.tensor_leaves)
             shapes = shapes or "which holds no tensor"
             what = f"{type(model).__name__} itself fails on this input in {mode} mode ({shapes})"
-            msg = f"{what}: {first_line(error)}"
+            msg = f"{what}: {first_line(error)}{_hint(args, kwargs)}"
             raise TraceError(msg) from error
