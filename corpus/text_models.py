@@ -90,7 +90,7 @@ _ENCODERS = (
         "FunnelForSequenceClassification",
         calls.classified_sequences,
         WORDS | {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48},
-        scratch=frozenset({"attention_structure"}),  # a notepad of the forward's own
+        scratch=frozenset({"pooling_mult"}),  # a notepad of the forward's own
         **SEQUENCE,
     ),
     _encoder(
