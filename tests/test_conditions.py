@@ -228,6 +228,15 @@ def test_what_a_forward_sets_before_it_reads_is_its_own():
     assert "n" not in {read.name for read in state_of(SetsFirst()).reads}
 
 
+def test_how_a_module_is_called_is_no_state_of_its_forward():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
+    (inner,) = model
+    # What Module.compile sets, and what stands there while another thread is interposed.
+    inner._compiled_call_impl = inner._call_impl
+    reads = state_of(model, torch.zeros(2, 4)).reads
+    assert "_compiled_call_impl" not in {read.name for read in reads}
+
+
 class Degrees(float):
     pass
 

@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import pickle
+import threading
+import warnings
 
+import attrs
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fxray
 from fxray.tracing import growing
+from fxray.tracing.program import Before
 from tests.twins import Twins, assert_agree, records
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
@@ -828,3 +834,303 @@ def test_an_xray_is_copied_with_its_marks(copied) -> None:
     torch.testing.assert_close(twin.rewrite()(x), xray.model(x), rtol=0, atol=0)
     twin.mark("0", output=True)
     assert len(twin.draft.captures()) == len(xray.draft.captures()) + 1
+
+
+# ---------------------------------------------------------------- where a call is traced
+
+
+class Turns(Base):
+    """A branch on what it is given, and a size that nothing shows at first."""
+
+    def forward(self, x):
+        h = self.l(x)
+        if x.sum() > 0:
+            return torch.tanh(h) * x.shape[1]
+        return torch.sigmoid(h) - h
+
+
+class SavesItself(Turns):
+    """The same within a checkpoint of the model's own."""
+
+    def forward(self, x, reentrant=False):
+        return checkpoint(super().forward, x, use_reentrant=reentrant)
+
+
+def lengths(*many):
+    generator = torch.Generator().manual_seed(2)
+    return [torch.rand(2, length, 8, generator=generator) for length in many]
+
+
+def gradients(model, *args, run):
+    """Return what a forward and its backward gave: the output and every gradient."""
+    model.zero_grad()
+    x, *rest = args
+    x = x.detach().clone().requires_grad_()
+    out = run(model, x, *rest)
+    out.square().sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in model.parameters())]
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::fxray.FxrayWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("make", [Turns, SavesItself])
+def test_a_branch_that_flips_inside_a_checkpoint_has_the_model_s_gradients(make, reentrant):
+    def run(model, x):
+        if make is SavesItself:
+            return model(x, reentrant)
+        return checkpoint(model, x, use_reentrant=reentrant)
+
+    model = make()
+    twin = copy.deepcopy(model)
+    (x,) = lengths(3)
+    example = x.clone().requires_grad_()  # else torch warns that a reentrant one gives no gradient
+    net = fxray.trace(model, example, *([reentrant] if make is SavesItself else [])).rewrite()
+    for given in (x, -x, x, -x, *lengths(5, 4), -x):
+        assert_equal(gradients(net, given, run=run), gradients(twin, given, run=run))
+
+
+@pytest.mark.filterwarnings("ignore::fxray.FxrayWarning")
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_size_never_seen_inside_of_a_gradient_of_torch_func_is_right(flips):
+    model = Turns()
+    twin = copy.deepcopy(model)
+    net = fxray.trace(model, *lengths(3)).rewrite()
+    for x in lengths(3, 5, 4, 6, 9, 3):
+        given = -x if flips else x
+        ours, theirs = (
+            torch.func.grad_and_value(lambda x, module=module: module(x).square().sum())(given)
+            for module in (net, twin)
+        )
+        assert_equal(ours, theirs)
+    assert torch.equal(net(given), twin(given))
+
+
+@pytest.mark.filterwarnings("ignore::fxray.FxrayWarning")
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_size_never_seen_under_hooks_on_what_is_saved_is_right(flips):
+    model = Turns()
+    twin = copy.deepcopy(model)
+    net = fxray.trace(model, *lengths(3)).rewrite()
+    packed = collections.Counter()
+
+    def run(module, x):
+        def pack(tensor):
+            packed[module] += 1
+            return tensor.detach().clone()
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            return module(x)
+
+    for x in lengths(3, 5, 4, 6, 9, 3):
+        given = -x if flips else x
+        assert_equal(gradients(net, given, run=run), gradients(twin, given, run=run))
+        assert packed[net] == packed[twin] > 0  # and what was traced on the way saved nothing
+
+
+@pytest.mark.filterwarnings("ignore::fxray.FxrayWarning")
+def test_two_threads_that_come_with_sizes_never_seen_wait_for_no_one():
+    model = Turns()
+    twin = copy.deepcopy(model)
+    net = fxray.trace(model, *lengths(3)).rewrite()
+    start, right = threading.Barrier(2), []
+
+    def work(sign, sizes):
+        start.wait()
+        right.append([torch.equal(net(sign * x), twin(sign * x)) for x in lengths(*sizes)])
+
+    threads = [
+        threading.Thread(target=work, args=(sign, sizes), daemon=True)
+        for sign, sizes in ((1, (5, 6, 7, 8)), (-1, (9, 6, 4, 8)))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert right == [[True] * 4] * 2
+
+
+def test_a_graph_that_another_thread_adds_while_one_is_looked_for_stays():
+    model = Annealed()
+    net = fxray.trace(model, X).rewrite()
+    family = net.family
+    model.tau = 0.5
+    net(X)
+    model.tau = 1.0
+    last, first = family.of("train")
+    third = attrs.evolve(first.program, name="train.7")
+    look = first.inputs
+
+    def meanwhile(args, kwargs):
+        found = look(args, kwargs)
+        family.add(third)
+        return found
+
+    first.inputs = meanwhile
+    assert torch.equal(net(X), model(X))
+    assert {r.program.name for r in family.of("train")} == {"train", "train.1", "train.7"}
+    assert family.of("train")[0] is first
+    assert last in family.of("train")
+
+
+def test_warnings_made_errors_do_not_stop_a_training():
+    model = Turns()
+    twin = copy.deepcopy(model)
+    net = fxray.trace(model, *lengths(3)).rewrite()
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (net, twin)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n, x in enumerate(lengths(3, 5, 4, 6, 9, 3, *range(10, 20))):
+            for module, optimizer in zip((net, twin), optimizers, strict=True):
+                optimizer.zero_grad()
+                module(x if n % 2 else -x).square().mean().backward()
+                optimizer.step()
+    assert_equal([*model.parameters()], [*twin.parameters()])
+    assert any(OTHER_GRAPH in told for told in net.family.told)
+
+
+@pytest.mark.filterwarnings("ignore::fxray.FxrayWarning")
+def test_a_mode_given_up_for_its_branches_begins_no_graph_that_may_end_half_way(monkeypatch):
+    at_most = X / X.abs().max()
+    model = Loops()
+    twin = copy.deepcopy(model)
+    net = fxray.trace(model, at_most * 2.5).rewrite()
+    half_way = []
+    restore = Before.restore
+    monkeypatch.setattr(Before, "restore", lambda self: (half_way.append(1), restore(self)))
+    for n in range(3, 31):
+        assert torch.equal(net(at_most * (n + 0.5)), twin(at_most * (n + 0.5)))
+    assert half_way
+    for module in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        half_way.clear()
+        other = copy.deepcopy(twin)
+        for n in (35, 3, 2, 16):
+            assert torch.equal(module(at_most * (n + 0.5)), other(at_most * (n + 0.5)))
+        assert half_way == []
+
+
+class AnnealsAndTurns(Annealed):
+    def forward(self, x):
+        h = super().forward(x)
+        for _ in range(int(x.sum())):
+            h = torch.tanh(h)
+        return h
+
+
+@pytest.mark.filterwarnings("ignore::fxray.FxrayWarning")
+def test_a_mode_given_up_for_its_state_ends_half_way_but_a_few_times(monkeypatch):
+    model = AnnealsAndTurns()
+    twin = copy.deepcopy(model)
+    one = X.abs() / X.abs().sum()
+    net = fxray.trace(model, one * 1.5).rewrite()
+    for n in range(12):
+        model.tau = twin.tau = 1 / (2 + n)
+        assert torch.equal(net(one * 1.5), twin(one * 1.5))
+    assert "train" in net.family.without
+    model.tau = twin.tau = 1.0
+    half_way = []
+    restore = Before.restore
+    monkeypatch.setattr(Before, "restore", lambda self: (half_way.append(1), restore(self)))
+    for n in range(3, 40):
+        assert torch.equal(net(one * (n + 0.5)), twin(one * (n + 0.5)))
+    ended = len(half_way)
+    for n in range(3, 20):
+        assert torch.equal(net(one * (n + 0.5)), twin(one * (n + 0.5)))
+    assert len(half_way) == ended
+
+
+# ---------------------------------------------------------------- batches of texts
+
+
+class Reads(nn.Module):
+    """Embeds ids and attends where a mask lets it; a mask that lets all is left out."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.l = nn.Embedding(20, 8), nn.Linear(8, 8)
+
+    def forward(self, ids, mask):
+        h = self.embed(ids)
+        scores = h @ self.l(h).transpose(1, 2)
+        if not mask.all():
+            scores = scores.masked_fill(~mask[:, None], float("-inf"))
+        h = scores.softmax(-1) @ h
+        return (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def padded(*many):
+    """Return ids and a mask of texts of these lengths, padded on the right to the longest."""
+    longest = max(many)
+    mask = torch.arange(longest) < torch.tensor(many)[:, None]
+    return torch.arange(len(many) * longest).reshape(-1, longest) % 20 * mask, mask
+
+
+def test_batches_padded_on_the_right_are_free_after_three(traces):
+    twins = Twins(Reads(), *padded(4, 6, 3))
+    with twins:
+        for texts in ((5, 9, 2), (7, 1, 4), (11, 10, 3)):
+            twins.call_both(*padded(*texts))
+        traces.clear()
+        twins.begin_again()
+        for texts in ((8, 3, 13), (2, 5, 4), (21, 1, 1), (6, 30), (17, 2, 9, 5)):
+            twins.call_both(*padded(*texts))
+    assert traces == []
+    assert twins.graphs == {"train": 1, "eval": 1}
+
+
+# ---------------------------------------------------------------- what is given back
+
+
+class Cache:
+    """What a decoder keeps from call to call, as those of transformers do."""
+
+    def __init__(self):
+        self.keys, self.values, self.seen = [], [], 0
+
+    def update(self, key, value):
+        if self.keys:
+            key = torch.cat([self.keys.pop(), key], 1)
+            value = torch.cat([self.values.pop(), value], 1)
+        self.keys.append(key)
+        self.values.append(value)
+        self.seen = key.shape[1]
+        return key, value
+
+
+class Decodes(Base):
+    def forward(self, x, cache=None, *, use_cache=True):
+        cache = Cache() if cache is None and use_cache else cache
+        key, value = self.l(x), torch.tanh(x)
+        if cache is not None:
+            key, value = cache.update(key, value)
+        return (x @ key.transpose(1, 2)).softmax(-1) @ value, cache
+
+
+@pytest.mark.filterwarnings("ignore::fxray.FxrayWarning")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_cache_that_is_given_back_keeps_what_the_model_keeps(training):
+    model = Decodes().train(training)
+    twin = copy.deepcopy(model)
+    (x,) = lengths(3)
+    net = fxray.trace(model, x).rewrite()
+    for _ in range(2):
+        held = dict.fromkeys((net, twin))
+        for given in (x, *lengths(1, 1, 1, 2, 1)):
+            outs = []
+            for module in (net, twin):
+                out, held[module] = module(given, held[module])
+                outs.append(out)
+            assert torch.equal(*outs)
+            ours, theirs = held[net], held[twin]
+            assert type(ours) is Cache
+            assert ours.seen == theirs.seen == ours.keys[0].shape[1]
+            assert_equal(ours.keys + ours.values, theirs.keys + theirs.values)
+    out, none = net(x, use_cache=False)
+    assert none is None
+    assert torch.equal(out, twin(x, use_cache=False)[0])

@@ -8,9 +8,11 @@ from __future__ import annotations
 import builtins
 import collections
 import copy
+import gc
 import pickle
 import random
 import threading
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -830,3 +832,43 @@ def test_a_trace_does_not_take_the_doors_of_another_thread_for_what_the_forward_
         thread.join()
     assert not failures, failures
     assert_untouched(model)
+
+
+def test_a_function_made_anew_at_each_call_is_forgotten_with_what_it_closes_over() -> None:
+    closed = []
+
+    class Closes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            h = self.linear(x)
+            scale = h.detach() * 2
+            closed.append(weakref.ref(scale))
+
+            class Scales(torch.autograd.Function):
+                @staticmethod
+                def forward(ctx, given):
+                    return given * scale
+
+                @staticmethod
+                def backward(ctx, grad):
+                    return grad * scale
+
+            return Scales.apply(h)
+
+    model = Closes()
+    twin = copy.deepcopy(model)
+    xray, net = recorded_net(model, X)
+    assert any(path.startswith("Scales") for path in xray.architecture)
+    with fxray.record(net) as recorder:
+        for _ in range(20):
+            for module in (net, twin):
+                module(X).sum().backward()
+    assert torch.equal(model.linear.weight.grad, twin.linear.weight.grad)
+    path = next(path for path in xray.architecture if path.startswith("Scales"))
+    assert len(recorder.run[path].output) == 20
+    gc.collect()
+    assert len(closed) > 40
+    assert not [ref for ref in closed if ref() is not None]

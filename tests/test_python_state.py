@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import math
 import threading
@@ -410,3 +411,170 @@ def test_one_backward_over_the_forwards_of_an_open_step_keeps_every_gradient():
     assert [(r.step, r.call) for r in map(series.row, range(len(series)))] == [
         (step, call) for step in range(2) for call in range(3)
     ]
+
+
+class Notes:
+    """A plain object on a module."""
+
+    def __init__(self):
+        self.last, self.calls = None, 0
+
+
+class InAList(Base):
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def keep(self, h):
+        self.kept.append(h.detach().mean())
+        return sum(self.kept[-3:])
+
+    def forward(self, x):
+        h = self.l(x)
+        h = h + self.keep(h)
+        return torch.tanh(h) if x.sum() > 0 else torch.sigmoid(h)
+
+
+class InADeque(InAList):
+    def __init__(self):
+        super().__init__()
+        self.kept = collections.deque(maxlen=2)
+
+    def keep(self, h):
+        self.kept.append(h.detach().mean())
+        return sum(self.kept)
+
+
+class InADict(InAList):
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    def keep(self, h):
+        before = self.kept.get("last", 0.0)
+        self.kept["last"] = h.detach().mean()
+        self.kept["calls"] = self.kept.get("calls", 0) + 1
+        return before * self.kept["calls"]
+
+
+class OnAnObject(InAList):
+    def __init__(self):
+        super().__init__()
+        self.kept = Notes()
+
+    def keep(self, h):
+        before = 0.0 if self.kept.last is None else self.kept.last
+        self.kept.last = h.detach().mean()
+        self.kept.calls += 1
+        return before * self.kept.calls
+
+
+class OnlyWrites(InAList):
+    def keep(self, h):
+        self.kept.clear()
+        self.kept.append(h.detach().mean())
+        return 1.0
+
+
+def contents(value):
+    value = vars(value) if isinstance(value, Notes) else value
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [(k, v.tolist() if isinstance(v, torch.Tensor) else v) for k, v in items]
+
+
+@pytest.mark.filterwarnings("ignore::fxray.FxrayWarning")
+@pytest.mark.parametrize("make", [InAList, InADeque, InADict, OnAnObject, OnlyWrites])
+def test_what_a_forward_keeps_is_the_model_s_own_though_its_branch_flips(make):
+    model = make()
+    twin = copy.deepcopy(model)
+    net = fxray.trace(model, X.abs()).rewrite()
+    assert contents(model.kept) == contents(twin.kept)
+    for sign in (1, -1, -1, 1, -1):
+        for training in (True, False):
+            net.train(training)
+            twin.train(training)
+            assert_agree([twin, net], sign * X.abs())
+            assert contents(model.kept) == contents(twin.kept)
+
+
+class CountsByHalves(Base):
+    """What it does hangs on how often it was called, by numbers that Python makes of that."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        h = self.l(x) * (self.calls >> 1)
+        for n in range(self.calls % 3):
+            h = h + n
+        return h / int(self.calls / 2 + 1)
+
+
+class CountsUp(Base):
+    def __init__(self):
+        super().__init__()
+        self.calls, self.warm = 0, 4
+
+    def forward(self, x):
+        self.calls += 1
+        return self.l(x) * min(1.0, self.calls / self.warm) + int(self.calls) ** 2
+
+
+@pytest.mark.filterwarnings("ignore::fxray.FxrayWarning")
+@pytest.mark.parametrize("make", [CountsByHalves, CountsUp])
+def test_a_counter_that_python_makes_other_numbers_of_counts_as_the_model_does(make):
+    model = make()
+    twin = copy.deepcopy(model)
+    net = fxray.trace(model, X).rewrite()
+    assert model.calls == 0
+    for n in range(14):
+        assert_agree([twin, net], X[: 2 + n % 3])
+        assert model.calls == twin.calls == n + 1
+    model.calls = twin.calls = 2  # a training begun again
+    for _ in range(3):
+        assert_agree([twin, net], X)
+    assert model.calls == twin.calls
+
+
+def test_an_attribute_set_on_what_rewrite_gives_reaches_the_model():
+    model = Annealed()
+    twin = copy.deepcopy(model)
+    net = fxray.trace(model, X).rewrite()
+    for tau in (1.0, 0.5, 1.0):
+        net.tau = twin.tau = tau
+        assert model.tau == net.tau == tau
+        assert_agree([twin, net, model], X)
+    assert "tau" not in vars(net)
+
+
+class WithDefaults(Base):
+    tau = 2.0
+
+    def __init__(self):
+        super().__init__()
+        self.tau, self.shift = 1.0, 3.0
+        self.part = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.part(self.l(x)) / self.tau + self.shift
+
+
+def test_an_attribute_deleted_after_the_trace_is_missed_as_the_model_misses_it():
+    model = WithDefaults()
+    twin = copy.deepcopy(model)
+    net = fxray.trace(model, X).rewrite()
+    for module in (model, twin):
+        del module.tau  # there is that of the class
+    assert_agree([twin, net], X)
+    for name in ("shift", "part"):
+        changed = copy.deepcopy(twin)
+        given = fxray.trace(copy.deepcopy(twin), X).rewrite()
+        for module in (changed, given.original):
+            delattr(module, name)
+        for module in (changed, given):
+            with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
+                module(X)
+        setattr(given.original, name, getattr(twin, name))
+        assert_agree([twin, given], X)

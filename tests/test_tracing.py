@@ -1555,3 +1555,25 @@ def test_private_names_of_torch_are_all_there() -> None:
 
     assert torch_private.check() == []
     assert operator.add is sys.modules["operator"].add
+
+
+# ---------------------------------------------------------------- no numbers
+
+
+@pytest.mark.parametrize("frontend", ["execution", "interposed"])
+def test_a_model_without_numbers_is_not_said_to_be_verified(frontend: str) -> None:
+    with torch.device("meta"):
+        model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(3, 4)
+    report = fxray.Xray(model, (x,), frontend=frontend).report
+    assert not report.equal
+    assert report.verified == (
+        "not verified: tensors on the meta device hold no numbers to compare"
+    )
+    assert "verified    no: tensors on the meta device" in str(report)
+    assert report.verified in report.reservations
+    with pytest.raises(fxray.TraceError, match="no numbers to compare"):
+        fxray.Xray(model, (x,), frontend=frontend, strict=True)
+    out = fxray.Xray(model, (x,), frontend=frontend).rewrite()(torch.zeros(5, 4, device="meta"))
+    assert out.shape == (5, 2)
+    real = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert fxray.trace(real, torch.zeros(3, 4)).report.equal

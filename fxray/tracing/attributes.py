@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import nn
 
-from fxray.errors import SpecialisationError
+from fxray.torch_private import COMPILED_CALL
 from fxray.tracing.snapshots import (
     ABSENT,
     TENSOR,
@@ -29,12 +29,11 @@ from fxray.tracing.snapshots import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-__all__ = ["MISSING", "Expected", "Read", "Reads", "autocast_now", "by_identity", "noted_reads"]
+__all__ = ["MISSING", "Read", "Reads", "autocast_now", "by_identity", "noted_reads"]
 
-_PLAIN = (bool, int, float, str, type(None))
-_OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
+_OF_TORCH = (frozenset(vars(nn.Module())) | {COMPILED_CALL}) - {"training"}
 """Attributes that nn.Module keeps for itself; of those only `training` steers a forward."""
 
 _QUERIES = (
@@ -135,14 +134,6 @@ class Reads:
                 places = self._objects[key][1]
                 found += [Read(self._paths[m][1], f"{at}.{name}", value) for m, at in places]
         return tuple(found)
-
-    def values(self) -> tuple[Read, ...]:
-        """Return the reads of plain values that modules hold themselves."""
-        return tuple(
-            Read(self._paths[key][1], name, value)
-            for (key, name), value in self._found.items()
-            if type(value) in _PLAIN and name in self._before[key]
-        )
 
     # ------------------------------------------------------------------ noting
 
@@ -359,35 +350,3 @@ class _Patches:
             self._undo.callback(setattr, cls, "__getattribute__", original)
         else:
             self._undo.callback(delattr, cls, "__getattribute__")
-
-
-class Expected:
-    """The attributes that one graph depends on, to be compared before each call."""
-
-    def __init__(self, model: nn.Module, reads: Iterable[Read]) -> None:
-        # The modules' own dicts, looked up once: this runs before every call.
-        self._reads: list[tuple[Mapping[str, Any], Read]] = [
-            (vars(model.get_submodule(read.path)), read) for read in reads
-        ]
-
-    def check(self) -> None:
-        """Raise SpecialisationError if one is not what it was when the model was traced."""
-        for fields, read in self._reads:
-            now = fields.get(read.name)
-            if now is not read.value and now != read.value and now == now:  # noqa: PLR0124 - NaN
-                raise SpecialisationError(_changed(read, now))
-
-
-def _changed(read: Read, now: Any) -> str:
-    if read.name == "training":
-        was, is_now = ("train", "eval") if read.value else ("eval", "train")
-        what = f"module {read.path!r} was in {was} mode when traced and is in {is_now} mode now"
-    else:
-        where = f"{read.path}.{read.name}" if read.path else read.name
-        what = (
-            f"attribute {where!r} was {read.value!r} when the model was traced and is {now!r} now"
-        )
-    return (
-        f"{what}, and its forward reads that. Set it first, then trace again "
-        "(xray.model = model) and take xray.rewrite() anew"
-    )

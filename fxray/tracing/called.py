@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,6 @@ from fxray.tracing.torch_calls import (
     SIZES,
     TENSOR_PROPERTIES,
     qualified_name,
-    writes_in_place,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
     from fxray.tracing.survey import Spot
 
-__all__ = ["CALLS", "NUMBERS", "PLAIN", "Call", "Given", "Line", "call_of", "slots", "user_place"]
+__all__ = [
+    "CALLS",
+    "NUMBERS",
+    "PLAIN",
+    "Call",
+    "Given",
+    "Line",
+    "call_of",
+    "call_of_object",
+    "slots",
+    "user_place",
+]
 
 Given = tuple[Any, Any]
 """The arguments of a call, positional and by name."""
@@ -35,13 +46,12 @@ Given = tuple[Any, Any]
 class Call:
     """What there is to know of a function of torch that may be an op."""
 
-    __slots__ = ("in_place", "method", "name", "op", "pure", "target", "type")
+    __slots__ = ("method", "name", "op", "pure", "target", "type")
 
     def __init__(self, func: Any, name: str, *, method: bool, pure: bool = False) -> None:
         self.name, self.method, self.pure = name, method, pure
         self.op, self.type = op_name_of(name), type_of_function(name)
         self.target = qualified_name(func, name, method=method)
-        self.in_place = method and writes_in_place(name)
 
 
 NUMBERS = frozenset([int, float, bool, complex, str, type(None), torch.Size])
@@ -53,9 +63,12 @@ PLAIN = NUMBERS | {torch.dtype, torch.device, slice}
 CALLS: dict[Any, Call | None] = {}
 """By function; None for what computes nothing."""
 
+_OBJECTS: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
+"""By autograd.Function or scripted function; a forward may make a new one at each call."""
+
 
 def call_of(func: Any) -> Call | None:
-    """Find out what there is to know of `func`, and keep it in `CALLS`."""
+    """Find out what there is to know of `func`, and keep it in `CALLS` if it stays."""
     name = getattr(func, "__name__", "")
     found: Call | None
     if name in READS or name in SIZES or name == "__set__":
@@ -70,7 +83,17 @@ def call_of(func: Any) -> Call | None:
         pure = method and name == "__getitem__"
         # It gives no tensor that was not there: as in a graph, no op.
         found = Call(func, name, method=method, pure=pure) if name != "__setitem__" else None
-    CALLS[func] = found
+    if "<locals>" not in getattr(func, "__qualname__", ""):  # one made at each call stays not
+        CALLS[func] = found
+    return found
+
+
+def call_of_object(target: Any, name: str) -> Call:
+    """Return what there is to know of an autograd.Function or a scripted function."""
+    found = _OBJECTS.get(target)
+    if found is None:
+        found = _OBJECTS[target] = Call(target, name, method=False)
+        found.target = name
     return found
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from fxray.tracing.survey import Survey
 
-__all__ = ["Layout", "Looker", "layout_of", "lookers", "looking"]
+__all__ = ["Layout", "Onlooker", "layout_of", "lookers", "looking"]
 
 _LOCK = threading.RLock()
 
@@ -45,7 +45,7 @@ class _Asked(Protocol):
         ...
 
 
-class Looker(_Asked, Protocol):
+class Onlooker(_Asked, Protocol):
     """Who looks on a thread, and in whose place another is asked as long as there is one."""
 
     @property
@@ -57,7 +57,7 @@ class Looker(_Asked, Protocol):
 class _Lookers(threading.local):
     """Those of each thread, innermost first."""
 
-    all: tuple[Looker, ...] = ()
+    all: tuple[Onlooker, ...] = ()
 
 
 _LOOKERS = _Lookers()
@@ -127,13 +127,13 @@ def _take_away(fields: dict[str, Any]) -> None:
         fields[COMPILED_CALL] = door.before
 
 
-def lookers() -> tuple[Looker, ...]:
+def lookers() -> tuple[Onlooker, ...]:
     """Return who looks on this thread, innermost first."""
     return _LOOKERS.all
 
 
 @contextlib.contextmanager
-def looking(looker: Looker, model: nn.Module) -> Iterator[None]:
+def looking(looker: Onlooker, model: nn.Module) -> Iterator[None]:
     """Ask `looker` on this thread, at first about calls of `model` alone."""
     fields = vars(model)
     with _LOCK:

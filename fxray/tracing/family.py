@@ -10,6 +10,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from torch.autograd.graph import saved_tensors_hooks
 
 from fxray.errors import (
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from fxray.architecture import Architecture
     from fxray.tracing.survey import Survey
 
-__all__ = ["LOCK", "Family", "Fitted"]
+__all__ = ["ONE_TRACE", "Family", "Fitted"]
 
-LOCK = threading.RLock()
+ONE_TRACE = threading.RLock()
 """Tracing replaces names of torch for the whole process: one trace at a time."""
 
 GRAPHS = 8
@@ -49,6 +50,25 @@ TRIES = 4
 """How many graphs are begun for one call before it runs through the interposer."""
 
 Fitted = tuple[Runner, "Sequence[Any]"]
+
+
+@attrs.frozen
+class _Missed:
+    """A call that no graph takes.
+
+    Attributes:
+        mode: the mode it came in.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        misfit: why the graph used last does not take it, None where none was asked.
+        flipped: whether a graph was begun for it, and ended half-way.
+    """
+
+    mode: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    misfit: SpecialisationError | None
+    flipped: bool
 
 
 class Family:
@@ -66,7 +86,7 @@ class Family:
         programs: Iterable[Program],
         survey: Survey,
         *,
-        grow: Callable[[Family, str, Any, Any], Program] | None,
+        grow: Callable[[Family, str, Any, Any], Runner] | None,
         without: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.survey = model, survey
@@ -76,6 +96,8 @@ class Family:
         self.told: list[str] = []
         """What happened since the trace, as sentences."""
         self._grow = grow
+        # Held while a list is made anew: another thread may have one more graph meanwhile.
+        self._ordering = threading.Lock()
         self._runners: dict[str, list[Runner]] = {mode: [] for mode in MODES}
         # Each mode has a budget of its own, as it has graphs of its own.
         self._traces: collections.Counter[str] = collections.Counter()
@@ -88,7 +110,8 @@ class Family:
             self.add(program)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        rest = (self._grow, self.without, self.told)
+        # A copy, too, is not to begin graphs that are likely to end half-way.
+        rest = (self._grow, self.without, self.told, self._unsteady)
         state = (self.model, self.programs, self.survey, rest)
         return _unpack_family, state
 
@@ -123,24 +146,25 @@ class Family:
     def add(self, program: Program) -> Runner:
         """Take one more graph; the one not used for longest leaves, if there are too many."""
         runner = Runner(program, self.model, self.signature)
-        runners = [runner, *self._runners[program.mode]]
         self._numbers[program.mode] = max(self._numbers[program.mode], _number(program) + 1)
-        if len(runners) > GRAPHS:
-            # The first is what people look at.
-            oldest = next(r for r in reversed(runners) if "." in r.program.name)
-            runners.remove(oldest)
-        self._runners[program.mode] = runners
+        with self._ordering:
+            runners = [runner, *self._runners[program.mode]]
+            if len(runners) > GRAPHS:
+                # The first is what people look at.
+                oldest = next(r for r in reversed(runners) if "." in r.program.name)
+                runners.remove(oldest)
+            self._runners[program.mode] = runners
         return runner
 
     def replace(self, old: Program, new: Program) -> Runner:
         """Put a program in the place of one that has the same name."""
-        runners = self._runners[old.mode]
-        index = next(i for i, runner in enumerate(runners) if runner.program is old)
+        before = next(runner for runner in self._runners[old.mode] if runner.program is old)
         same_graph = new.graph is old.graph
-        runners[index] = (
-            runners[index].evolved(new) if same_graph else Runner(new, self.model, self.signature)
-        )
-        return runners[index]
+        runner = before.evolved(new) if same_graph else Runner(new, self.model, self.signature)
+        with self._ordering:
+            now = self._runners[old.mode]
+            self._runners[old.mode] = [runner if r is before else r for r in now]
+        return runner
 
     def frozen(self) -> Family:
         """Return a family of the same graphs that never grows: a call that none fits is refused."""
@@ -154,8 +178,9 @@ class Family:
 
     def drop(self, program: Program, why: str) -> None:
         """Take a graph out that is wrong, and say why."""
-        left = [r for r in self._runners[program.mode] if r.program is not program]
-        self._runners[program.mode] = left
+        with self._ordering:
+            left = [r for r in self._runners[program.mode] if r.program is not program]
+            self._runners[program.mode] = left
         self.say(f"graph {program.name}", why)
 
     # ------------------------------------------------------------------ finding
@@ -187,18 +212,20 @@ class Family:
         self._flips[mode, flipped.where] += 1
         if flipped.number and self._flips[mode, flipped.where] > 1:
             self._give_up(mode, str(flipped), unsteady=True)
-        if len(tried) >= TRIES:
-            self._missed[mode] += 1
-            if self._missed[mode] >= self._allowed(mode):
-                self._give_up(mode, f"{flipped}, and so it went on", unsteady=True)
-            return None
-        found = self._fit(mode, args, kwargs, tried)
-        return None if found is None or found[0] in tried else found
+        if len(tried) < TRIES:
+            found = self._fit(mode, args, kwargs, tried)
+            if found is not None and found[0] not in tried:
+                return found
+            if mode not in self.without:
+                return None
+        self._missed[mode] += 1
+        if self._missed[mode] >= self._allowed(mode):
+            self._give_up(mode, f"{flipped}, and so it went on", unsteady=True)
+        return None
 
     def _fit(self, mode: str, args: Any, kwargs: Any, tried: Sequence[Runner]) -> Fitted | None:
-        runners = self._runners[mode]
         misfit: SpecialisationError | None = None
-        for index, runner in enumerate(runners):
+        for index, runner in enumerate(self._runners[mode]):
             if runner in tried or (runner.branches and mode in self._unsteady):
                 continue
             try:
@@ -207,65 +234,59 @@ class Family:
                 misfit = misfit or error
                 continue
             if index:
-                # A list anew, not changed in place: another thread may be going through it.
-                self._runners[mode] = [runner, *(r for r in runners if r is not runner)]
+                self._put_first(runner)
             self._served[mode] += 1
             return runner, inputs
-        return self._further(mode, args, kwargs, misfit, flipped=bool(tried))
+        return self._further(_Missed(mode, args, kwargs, misfit, bool(tried)))
 
-    def _further(
-        self,
-        mode: str,
-        args: Any,
-        kwargs: Any,
-        misfit: SpecialisationError | None,
-        *,
-        flipped: bool,
-    ) -> Fitted | None:
-        if mode in self.without:
+    def _put_first(self, runner: Runner) -> None:
+        mode = runner.program.mode
+        with self._ordering:
+            # A list anew, not changed in place: another thread may be going through it.
+            now = self._runners[mode]
+            if runner in now:
+                self._runners[mode] = [runner, *(r for r in now if r is not runner)]
+
+    def _further(self, missed: _Missed) -> Fitted | None:
+        if missed.mode in self.without:
             return None
         if self._grow is None:
-            raise misfit or SpecialisationError(f"there is no graph for {mode} mode")
-        if function_level() is not None or not LOCK.acquire(blocking=False):
+            msg = f"there is no graph for {missed.mode} mode"
+            raise missed.misfit or SpecialisationError(msg)
+        if function_level() is not None or not ONE_TRACE.acquire(blocking=False):
             # Inside a torch.func transform nothing can be traced, and who waited for a trace
             # that runs this very call would wait for ever. The model itself is right.
             return None
         try:
             # Whatever saves tensors for backward now (a checkpoint) must not see the traces.
             with saved_tensors_hooks(_as_it_is, _as_it_is):
-                return self._grown(mode, args, kwargs, misfit, flipped=flipped)
+                return self._grown(missed, self._grow)
         finally:
-            LOCK.release()
+            ONE_TRACE.release()
 
     def _grown(
-        self,
-        mode: str,
-        args: Any,
-        kwargs: Any,
-        misfit: SpecialisationError | None,
-        *,
-        flipped: bool,
+        self, missed: _Missed, grow: Callable[[Family, str, Any, Any], Runner]
     ) -> Fitted | None:
+        mode = missed.mode
         if self._traces[mode] >= self._allowed(mode):
-            because = "a branch on data flips" if flipped else _without_advice(misfit)
-            self._give_up(mode, f"after {self._traces[mode]} traces: {because}", unsteady=flipped)
+            because = "a branch on data flips" if missed.flipped else _without_advice(missed.misfit)
+            why = f"after {self._traces[mode]} traces: {because}"
+            self._give_up(mode, why, unsteady=missed.flipped)
             return None
         self._traces[mode] += 1
-        program = None
         try:
-            program = self._grow(self, mode, args, kwargs) if self._grow else None
+            runner = grow(self, mode, missed.args, missed.kwargs)
         except (NoGraphError, RecursionError) as error:
-            self._give_up(mode, first_line(error), unsteady=flipped)
+            self._give_up(mode, first_line(error), unsteady=missed.flipped)
+            return None
         except TraceError:
             # The model itself fails on this: it will say so in its own words.
             self._traces[mode] -= 1
-        runner = next((r for r in self._runners[mode] if r.program is program), None)
-        if program is None or runner is None:  # another thread may have taken it out meanwhile
             return None
-        if isinstance(program.call, OpenCall):  # there it was, and needed only to be verified
+        if isinstance(runner.program.call, OpenCall):  # it was there, and only to be verified
             self._traces[mode] -= 1
         try:
-            return runner, runner.inputs(args, kwargs)
+            return runner, runner.inputs(missed.args, missed.kwargs)
         except SpecialisationError:  # a state that no trace is made under: inference mode
             return None
 
@@ -311,7 +332,8 @@ def _number(program: Program) -> int:
 def _unpack_family(
     model: nn.Module, programs: Any, survey: Survey, rest: tuple[Any, ...]
 ) -> Family:
-    grow, without, told = rest
+    grow, without, told, unsteady = rest
     family = Family(model, programs, survey, grow=grow, without=without)
     family.told.extend(told)
+    family._unsteady.update(unsteady)  # noqa: SLF001 - its own
     return family

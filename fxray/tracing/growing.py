@@ -12,7 +12,7 @@ from fxray.tracing.alone import How
 from fxray.tracing.batch import Apart, difference, far_from, tiled
 from fxray.tracing.call import CallSpec, OpenCall
 from fxray.tracing.example import Example, Size
-from fxray.tracing.program import MODES, Program, Runner
+from fxray.tracing.program import MODES, Runner
 from fxray.tracing.showing import program_of, show, takes, verify
 from fxray.tracing.verify import Trial
 from fxray.tracing.writing import run_alone, write
@@ -29,8 +29,8 @@ SHOWN = 3
 """At how many sizes a graph must be the same for the size to be free."""
 
 
-def grow(family: Family, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-    """Trace a call once more and return the program that holds for it, now in the family.
+def grow(family: Family, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runner:
+    """Trace a call once more and return what runs it, by a graph now in the family.
 
     Raises:
         NoGraphError: no graph can hold it.
@@ -47,7 +47,7 @@ def grow(family: Family, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any
         )
 
 
-def _shown_right(family: Family, mode: str, example: Example, how: How) -> Program | None:
+def _shown_right(family: Family, mode: str, example: Example, how: How) -> Runner | None:
     """Return the graph that was traced without an input, if it is right for this call.
 
     One that is not leaves the family.
@@ -68,7 +68,7 @@ def _shown_right(family: Family, mode: str, example: Example, how: How) -> Progr
                 family.replace(right, program)
                 run_alone(family.model, example, {}, how)
                 continue
-            return right
+            return runner
     return None
 
 
@@ -79,8 +79,8 @@ def _product(runner: Runner) -> Callable[..., Any]:
     return product
 
 
-def _shown_free(family: Family, mode: str, example: Example, how: How) -> Program | None:
-    """Return the program that the call differs from in sizes alone, if its graph is the same."""
+def _shown_free(family: Family, mode: str, example: Example, how: How) -> Runner | None:
+    """Return the graph that the call differs from in sizes alone, if its graph is the same."""
     candidates = [
         (runner.program, call, varying)
         for runner in family.of(mode)
@@ -105,9 +105,7 @@ def _shown_free(family: Family, mode: str, example: Example, how: How) -> Progra
                     apart = _apart_at(family, example, whole, before, how)
                 if apart is not None:
                     taken = taken.with_fixed(grown)
-            new = attrs.evolve(program, call=taken)
-            family.replace(program, new)
-            return new
+            return family.replace(program, attrs.evolve(program, call=taken))
     return None
 
 
@@ -141,7 +139,7 @@ def _apart_at(
     return difference(before, other)
 
 
-def _one_more(family: Family, mode: str, example: Example, how: How) -> Program:
+def _one_more(family: Family, mode: str, example: Example, how: How) -> Runner:
     """Return a further graph of the mode, for calls such as this one."""
     model = family.model
     shown = show(model, example, how)
@@ -157,5 +155,4 @@ def _one_more(family: Family, mode: str, example: Example, how: How) -> Program:
     odd = [size for size in shown.free if size.base != size.given]
     if odd and not takes(model, product, example, [mode]):
         return _one_more(family, mode, example.without(odd), how)
-    family.add(program)
-    return program
+    return family.add(program)

@@ -25,6 +25,7 @@ from fxray.tracing.called import (
     Given,
     Line,
     call_of,
+    call_of_object,
     slots,
     user_place,
 )
@@ -33,7 +34,7 @@ from fxray.tracing.names import type_of_module
 from fxray.tracing.ops import NodeInfo, module_fields
 from fxray.tracing.patches import interposing, short_line
 from fxray.tracing.results import fields_of, tensor_items
-from fxray.tracing.survey import LOCK, Spot, Survey
+from fxray.tracing.survey import SURVEYING, Spot, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ class Interposer(TorchFunctionMode):
         return line if line is not None else self._new_line(key, call, code)
 
     def _new_line(self, key: Any, call: Call, code: Any) -> Line:
-        with LOCK:
+        with SURVEYING:
             spot = Spot(self._call, call.op, short_line())
             shared = self._lines.get(spot)
             if shared is None:
@@ -160,11 +161,7 @@ class Interposer(TorchFunctionMode):
         self, target: Any, name: str, run: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         """Run an autograd.Function or a scripted function as one op."""
-        call = CALLS.get(target)
-        if call is None:
-            call = CALLS[target] = Call(target, name, method=False)
-            call.target = name
-        return self._run(call, run, args, kwargs, (None, *args))
+        return self._run(call_of_object(target, name), run, args, kwargs, (None, *args))
 
     # ------------------------------------------------------------------ modules
 
@@ -268,7 +265,7 @@ class Interposer(TorchFunctionMode):
         return (self._mode, "module", call) not in self._layout.held
 
     def _saw(self, call: Call, line: Line, number: int, given: Given, out: Any) -> Any:
-        with LOCK:
+        with SURVEYING:
             if number < len(line.paths) and line.paths[number] is not None:
                 return line.paths[number]  # another thread was first
             info = self._describe(call, line.spot, given, out)
@@ -279,7 +276,7 @@ class Interposer(TorchFunctionMode):
 
     def _saw_leaf(self, module: nn.Module, call: str, given: Given, out: Any) -> Any:
         info = self._describe_leaf(module, call, given, out)
-        with LOCK:
+        with SURVEYING:
             self._survey.add(call, info, self._mode)
             self._survey.join(call, self._given(given))
             if call not in self._survey.returns:
@@ -289,14 +286,14 @@ class Interposer(TorchFunctionMode):
 
     def _saw_held(self, role: Any, name: str, tensor: torch.Tensor) -> Any:
         info = self._describe_held(role, name, tensor)
-        with LOCK:
+        with SURVEYING:
             path = self._survey.hold(info)
             self._survey.add(path, info, self._mode)
             self._layout.held[self._mode, role, name] = path
         return path
 
     def _returned(self, call: str, out: Any) -> None:
-        with LOCK:
+        with SURVEYING:
             self._survey.note_returned(call, filter(None, self._makers_in(out)))
 
     def _makers_in(self, out: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from fxray.errors import NoGraphError, SpecialisationError, TraceError, first_line
 from fxray.tracing.alone import How, alone, preserved_rng
 from fxray.tracing.example import Example, SizesArgument
-from fxray.tracing.family import LOCK, Family
+from fxray.tracing.family import ONE_TRACE, Family
 from fxray.tracing.growing import grow
 from fxray.tracing.learner import survey_call
 from fxray.tracing.module import TracedModule
@@ -102,7 +102,7 @@ def trace_model(  # noqa: PLR0913 - the options of Xray, each by its name
     if frontend not in (None, "symbolic") and not given and _takes_arguments(model):
         msg = f"the front end {frontend!r} runs the model, so it needs an input: fxray.trace(m, x)"
         raise TraceError(msg)
-    with LOCK:
+    with ONE_TRACE:
         if frontend == "symbolic" or (frontend is None and not given):
             traced = _symbolically(model, tuple(args), kwargs)
         else:

@@ -9,7 +9,7 @@ import torch
 from fxray.tracing.called import CALLS, Call, Given, Line, call_of
 from fxray.tracing.doors import Layout, layout_of, looking
 from fxray.tracing.interposer import Interposer, Looker
-from fxray.tracing.survey import LOCK, Seen, Survey
+from fxray.tracing.survey import SURVEYING, Seen, Survey
 from fxray.tracing.torch_calls import READS, writes_in_place
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class _Learner(Interposer):
         """Name what was seen."""
         for maker in self._results.get("", ()):
             maker.uses += 1
-        with LOCK:
+        with SURVEYING:
             self._survey.take(self._mode, self._seen, self._results)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch import fx, nn
 
-from fxray.architecture import Architecture, Op, Role, TensorSpec
-from fxray.tracing.names import type_keys
+from fxray.architecture import Role, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = [
     "NodeInfo",
-    "architecture_of",
     "info_of",
     "module_fields",
     "op_fields",
@@ -83,44 +81,6 @@ def module_fields(module: nn.Module) -> dict[str, Any]:
         "parameters": {name: TensorSpec.of(p) for name, p in module.named_parameters()},
         "settings": module.extra_repr(),
     }
-
-
-def architecture_of(
-    model: nn.Module,
-    graphs: Mapping[str, fx.Graph],
-    returns: Mapping[str, Mapping[str, tuple[fx.Node, ...]]],
-) -> Architecture:
-    """Return the architecture of the graphs of one model by mode, train first.
-
-    Args:
-        model: the traced model.
-        graphs: the fx graph by mode (`"train"`, `"eval"`), their ops named.
-        returns: by mode, the nodes whose tensors each module call returned.
-    """
-    infos: dict[str, NodeInfo] = {}
-    nodes: dict[str, dict[str, str]] = {}
-    edges: dict[tuple[str, str, str], None] = {}
-    for mode, graph in graphs.items():
-        for node in graph.nodes:
-            info, path = info_of(node), path_of(node)
-            if info is None or path is None:
-                continue
-            infos.setdefault(path, info)
-            nodes.setdefault(path, {})[mode] = node.name
-            for source, slot in sources(node):
-                edges.setdefault((source, path, slot))
-    keys = type_keys(info.type for info in infos.values())
-    ops = [
-        Op(path=path, key=key, nodes=nodes[path], **op_fields(info))
-        for key, (path, info) in zip(keys, infos.items(), strict=True)
-    ]
-    returned: dict[str, tuple[str, ...]] = {}
-    for calls in returns.values():
-        for call, out in calls.items():
-            paths = (path for node in out for path in producers(node))
-            returned.setdefault(call, tuple(dict.fromkeys(paths)))
-    modules = {path: type(module).__name__ for path, module in model.named_modules()}
-    return Architecture.build(type(model).__name__, ops, edges, modules, returned)
 
 
 def op_fields(info: NodeInfo) -> dict[str, Any]:

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
     from fxray.tracing.written import WrittenGraph
 
-__all__ = ["LOCK", "Seen", "Spot", "Survey"]
+__all__ = ["SURVEYING", "Seen", "Spot", "Survey"]
 
-LOCK = threading.RLock()
+SURVEYING = threading.RLock()
 """Held by whoever adds to a survey: forwards of one model may run on several threads."""
+
 
 
 @attrs.frozen

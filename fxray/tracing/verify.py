@@ -31,15 +31,17 @@ class Comparison:
     Attributes:
         outputs: over every tensor returned; infinite where the structure differs.
         gradients: over the gradient of every parameter; None where none was computed.
+        numbers: whether there were any to compare: on the meta device there are none.
     """
 
     outputs: float
     gradients: float | None = None
+    numbers: bool = True
 
     @property
     def equal(self) -> bool:
-        """Whether everything compared was bit-equal."""
-        return not self.outputs and not self.gradients
+        """Whether there was what to compare, and all of it was bit-equal."""
+        return self.numbers and not self.outputs and not self.gradients
 
     @property
     def wrong(self) -> bool:
@@ -49,6 +51,8 @@ class Comparison:
     def __str__(self) -> str:
         if self.equal:
             return "verified bit-equal" + ("" if self.gradients is None else ", gradients equal")
+        if not self.numbers and not self.wrong:
+            return "not verified: tensors on the meta device hold no numbers to compare"
         text = f"outputs differ by up to {self.outputs:.2g} of their size"
         return text + ("" if self.gradients is None else f", gradients by {self.gradients:.2g}")
 
@@ -84,6 +88,7 @@ def compare(
     return Comparison(
         _distance(ours[0], theirs[0]),
         None if ours[1] is None or theirs[1] is None else _distance(ours[1], theirs[1]),
+        numbers=not any(tensor.is_meta for _, tensor in theirs[0]),
     )
 
 
@@ -152,7 +157,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
     a, b = (t if t.layout is torch.strided else t.to_dense() for t in (a, b))
     if a.shape != b.shape or a.dtype != b.dtype:
         return math.inf
-    if a.is_meta or not a.numel() or torch.equal(a, b):  # meta tensors hold no numbers to compare
+    if a.is_meta or not a.numel() or torch.equal(a, b):  # meta tensors: see `numbers`
         return 0.0
     wide = torch.complex128 if a.is_complex() else torch.float64
     a, b = a.to(wide), b.to(wide)
