@@ -32,6 +32,7 @@ from fxray.selections import (
     select,
     spec_of,
 )
+from fxray.selections.sums import numbers_in_one_loop
 from fxray.testing import SelectionTests, tensors
 
 SHIPPED: tuple[Selection, ...] = (
@@ -533,3 +534,219 @@ def test_it_compiles_into_one_graph_for_any_batch(selection: Selection) -> None:
         assert got.keys() == want.keys()
         for key in want:
             torch.testing.assert_close(got[key], want[key], equal_nan=True)
+
+
+# Stats: one reading, however it is reckoned
+
+
+def spread_out(size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(size)
+    made = torch.randn(size, generator=generator).relu_().sub_(0.2)
+    made[::3] = 0
+    return made.to(dtype)
+
+
+def same_as_numpy(got: dict[str, torch.Tensor], tensor: torch.Tensor) -> None:
+    """Check the nine numbers, of which some may be NaN, against numpy in float64."""
+    x = as_numpy(tensor)
+    want = {
+        "count": x.size,
+        "nan": np.isnan(x).sum(),
+        "inf": np.isinf(x).sum(),
+        "min": x.min(),
+        "max": x.max(),
+        "norm": np.linalg.norm(x.ravel()),
+        "fraction_zero": (x == 0).mean(),
+    }
+    with np.errstate(invalid="ignore"):
+        want |= {"mean": x.mean(), "std": x.std()}
+    promised = Stats().spec(TensorSpec.of(tensor))
+    assert {name: TensorSpec.of(number) for name, number in got.items()} == promised
+    for name, number in want.items():
+        np.testing.assert_allclose(
+            got[name].double().numpy(), number, rtol=1e-5, atol=1e-6, err_msg=name
+        )
+
+
+LONG = {
+    "even": lambda: spread_out(1 << 20),
+    "with a rest": lambda: spread_out((1 << 19) + 12_345),
+    "bfloat16": lambda: spread_out(600_001, torch.bfloat16),
+    "float64": lambda: spread_out(400_001, torch.float64) * 1e150,
+    "ints": lambda: torch.arange(-300_000, 300_000),
+    "complex": lambda: torch.complex(spread_out(300_000), spread_out(300_000)),
+    "transposed": lambda: spread_out(1 << 20).view(512, 2048).t(),
+    "channels last": lambda: spread_out(1 << 19).view(8, 64, 32, 32).transpose(1, 3),
+    "every other": lambda: spread_out(1 << 20).view(4, 2, -1)[:, :, ::2],
+    "expanded": lambda: torch.tensor([1.0, 3.0]).view(2, 1).expand(2, 300_000),
+    "wide rows": lambda: spread_out(1 << 20).view(2, -1)[:, 1:],
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_stats_of_a_long_tensor_are_what_numpy_says(name: str) -> None:
+    tensor = LONG[name]()
+    same_as_numpy(Stats().make_selection(tensor), tensor)
+
+
+@pytest.mark.parametrize("size", [100, 300_000, 600_000])
+@pytest.mark.parametrize(
+    "values",
+    [[torch.nan], [torch.inf], [-torch.inf], [torch.inf, -torch.inf], [torch.nan, torch.inf]],
+)
+def test_a_single_odd_element_is_told_wherever_it_stands(size: int, values: list[float]) -> None:
+    tensor = spread_out(size)
+    for place in (0, size // 2, size - len(values)):
+        odd = tensor.clone()
+        odd[place : place + len(values)] = torch.tensor(values)
+        same_as_numpy(Stats().make_selection(odd), odd)
+
+
+@pytest.mark.parametrize("size", [100, 700_000])
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.1, -3e38, 3e38, 1e-30, 1e-42])
+def test_stats_of_a_constant_have_no_spread(size: int, value: float) -> None:
+    tensor = torch.full((size,), value)
+    got = Stats().make_selection(tensor)
+    assert float(got["std"]) == 0
+    assert float(got["mean"]) == float(got["min"]) == float(got["max"]) == float(tensor[0])
+    norm = np.linalg.norm(tensor.double().numpy())
+    norm = math.inf if norm > torch.finfo(torch.float32).max else norm
+    assert float(got["norm"]) == pytest.approx(norm, rel=1e-6)
+    assert float(got["fraction_zero"]) == (value == 0)
+
+
+@pytest.mark.parametrize("size", [100, 700_000])
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e25])
+def test_squares_that_float32_cannot_hold_are_held(size: int, scale: float) -> None:
+    tensor = spread_out(size) * scale
+    got, x = Stats().make_selection(tensor), tensor.double().numpy()
+    assert float(got["std"]) == pytest.approx(x.std(), rel=1e-5, abs=0)
+    assert float(got["norm"]) == pytest.approx(np.linalg.norm(x), rel=1e-5, abs=0)
+    assert float(got["mean"]) == pytest.approx(x.mean(), rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize("size", [100, 300_000])
+@pytest.mark.parametrize("value", [1e200, torch.nan, -torch.inf])
+def test_float64_beyond_its_squares_is_told_too(size: int, value: float) -> None:
+    tensor = spread_out(size, torch.float64)
+    tensor[size // 3] = value
+    got = Stats().make_selection(tensor)
+    assert not bool(got["std"].isfinite())
+    assert not bool(got["norm"].isfinite())
+    assert float(got["mean"]) == pytest.approx(float(tensor.mean()), nan_ok=True)
+    assert float(got["max"]) == pytest.approx(float(tensor.max()), nan_ok=True)
+
+
+@pytest.mark.parametrize("size", [100, 100_000, 700_000])
+def test_neither_a_distant_mean_nor_an_outlier_costs_digits(size: int) -> None:
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    outlier = noise * 1e-2
+    outlier[0] = 1e4
+    steps = torch.arange(size) // (size // 4) * 1000.0 + noise * 1e-2
+    for tensor in (10_000 + noise * 1e-2, outlier, steps, -3 + noise * 1e-4):
+        got, x = Stats().make_selection(tensor), tensor.double().numpy()
+        assert float(got["std"]) == pytest.approx(x.std(), rel=1e-5)
+        assert float(got["norm"]) == pytest.approx(np.linalg.norm(x), rel=1e-5)
+        assert float(got["mean"]) == pytest.approx(x.mean(), rel=1e-5, abs=1e-6 * x.std())
+
+
+def test_a_read_of_more_threads_says_the_same() -> None:
+    tensor = spread_out(1_500_001)
+    torch.set_num_threads(2)  # which the fixture takes back
+    same_as_numpy(Stats().make_selection(tensor), tensor)
+
+
+# Compiled
+
+
+def strided() -> torch.Tensor:
+    return torch.randn(6, 4, 10, generator=torch.Generator().manual_seed(2)).transpose(0, 2)[:, 1:]
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("selection", SHIPPED, ids=repr)
+def test_every_shipped_selection_traces_whole(
+    selection: Selection, *, dynamic: bool | None
+) -> None:
+    torch._dynamo.reset()
+    take = torch.compile(
+        selection.make_selection, fullgraph=True, backend="aot_eager", dynamic=dynamic
+    )
+    for tensor in (strided().contiguous(), strided(), strided().bfloat16(), strided() > 0):
+        with torch.no_grad():
+            got, want = take(tensor), selection.make_selection(tensor)
+        got, want = ({"": it} if isinstance(it, torch.Tensor) else it for it in (got, want))
+        assert got.keys() == want.keys()
+        for name, number in want.items():
+            torch.testing.assert_close(got[name], number, msg=lambda said, n=name: f"{n}: {said}")
+    if isinstance(selection, Stats):
+        same_as_numpy(got, tensor)
+
+
+def test_a_compiled_sample_and_a_compiled_natural_part_are_where_they_say() -> None:
+    torch._dynamo.reset()
+    tensor, sample = strided(), Sample(5, seed=3)
+    take = torch.compile(sample.make_selection, fullgraph=True, backend="aot_eager")
+    want = tensor.numpy().ravel()[sample.positions(tensor.numel()).numpy()]
+    assert take(tensor).tolist() == want.tolist()
+    part = torch.compile(
+        NaturalSelection("NCHW", limit=12).make_selection, fullgraph=True, backend="aot_eager"
+    )
+    images = torch.arange(3.0 * 4 * 5 * 5).view(3, 4, 5, 5)
+    natural = NaturalSelection("NCHW", limit=12)._index(images.shape)
+    assert part(images).tolist() == images.numpy()[natural].tolist()
+
+
+def test_the_traced_numbers_are_what_numpy_says_of_odd_elements_too() -> None:
+    torch._dynamo.reset()
+    take = torch.compile(Stats().make_selection, fullgraph=True, backend="aot_eager")
+    for first in (0.3, torch.nan, torch.inf):
+        for last in (0.5, torch.nan, torch.inf, -torch.inf):
+            tensor = spread_out(50)
+            tensor[0], tensor[-1] = first, last
+            same_as_numpy(take(tensor), tensor)
+    same_as_numpy(take(10_000 + spread_out(50)), 10_000 + spread_out(50))
+    empty = take(torch.zeros(0, 2))
+    assert [float(empty["norm"]), bool(empty["mean"].isnan())] == [0, True]
+
+
+@settings(max_examples=300)
+@given(tensors())
+def test_what_is_traced_reckons_as_numpy_does(tensor: torch.Tensor) -> None:
+    if tensor.numel():
+        got = numbers_in_one_loop(tensor)
+        same_as_numpy(got, tensor)
+        assert len({number.data_ptr() for number in got.values()}) == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.complex64, torch.int64])
+def test_stats_elsewhere_promise_the_same(dtype: torch.dtype) -> None:
+    got = Stats().make_selection(torch.empty(2, 3, dtype=dtype, device="meta"))
+    promised = Stats().spec(TensorSpec((2, 3), str(dtype).removeprefix("torch.")))
+    assert {name: TensorSpec.of(number) for name, number in got.items()} == promised
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no accelerator")
+@pytest.mark.parametrize("name", LONG)
+def test_stats_on_an_accelerator_are_what_numpy_says(name: str) -> None:
+    tensor = LONG[name]()
+    got = Stats().make_selection(tensor.to(torch.accelerator.current_accelerator()))
+    same_as_numpy({field: number.cpu() for field, number in got.items()}, tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of torch.jit
+def test_inductor_reads_a_tensor_once_for_all_nine_numbers() -> None:
+    torch._dynamo.reset()
+    from torch._inductor.utils import run_and_get_code
+
+    tensor = 10_000 + 1e-2 * spread_out(20_000)
+    take = torch.compile(Stats().make_selection, fullgraph=True, dynamic=True)
+    got, (code, *_) = run_and_get_code(take, tensor)
+    same_as_numpy(got, tensor)
+    assert float(got["std"]) == pytest.approx(tensor.double().numpy().std(), rel=1e-5)
+    assert code.count("for(") == 1
+    odd = spread_out(777)
+    odd[5] = torch.nan
+    same_as_numpy(take(odd), odd)

@@ -20,8 +20,10 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor as float32 or float64; a complex one as its magnitude."""
-    wide = tensor.to(wide_dtype(tensor.dtype))
-    return wide.abs() if wide.is_complex() else wide
+    dtype = wide_dtype(tensor.dtype)
+    # Even a `to` that changes nothing costs as much as the sum of a small tensor.
+    wide = tensor if tensor.dtype is dtype else tensor.to(dtype)
+    return wide.abs() if dtype.is_complex else wide
 
 
 def scalar(dtype: torch.dtype) -> TensorSpec:

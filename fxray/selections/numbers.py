@@ -12,6 +12,7 @@ from fxray.architecture import TensorSpec
 from fxray.errors import SelectionError
 from fxray.selections.dtypes import as_real, scalar, wide_dtype
 from fxray.selections.protocol import at_least
+from fxray.selections.sums import numbers_in_blocks, numbers_in_one_loop, reads_values
 
 __all__ = ["Histogram", "Mean", "Norm", "Stats"]
 
@@ -26,7 +27,7 @@ class Mean:
 
     def make_selection(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the mean, 0-dim."""
-        return tensor.to(wide_dtype(tensor.dtype)).mean()
+        return tensor.mean(dtype=wide_dtype(tensor.dtype))
 
     def spec(self, spec: TensorSpec) -> TensorSpec:
         """Return the spec of the mean."""
@@ -39,7 +40,11 @@ class Norm:
 
     def make_selection(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the norm, 0-dim."""
-        norm: torch.Tensor = torch.linalg.vector_norm(tensor.to(wide_dtype(tensor.dtype)))
+        wide = wide_dtype(tensor.dtype)
+        # Even a `to` that changes nothing costs as much as the norm of a small tensor.
+        norm: torch.Tensor = torch.linalg.vector_norm(
+            tensor if tensor.dtype is wide else tensor.to(wide)
+        )
         return norm
 
     def spec(self, spec: TensorSpec) -> TensorSpec:
@@ -61,27 +66,9 @@ class Stats:
 
     def make_selection(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the nine fields."""
-        count = tensor.numel()
-        real = as_real(tensor)
-        floating = tensor.is_floating_point() or tensor.is_complex()
-        if count == 0:
-            nothing = real.new_full((), math.nan)
-            rest = {key: nothing.clone() for key in ("mean", "std", "min", "max")}
-            rest |= {"norm": real.new_zeros(()), "fraction_zero": nothing.clone()}
-            return _counts(real, floating=False) | rest
-        mean = real.mean()
-        low, high = torch.aminmax(real)
-        # var_mean is one pass, but on a CPU seven times slower than these two, and the
-        # difference of mean squares cancels.
-        spread: torch.Tensor = torch.linalg.vector_norm(real - mean)
-        return _counts(real, floating=floating) | {
-            "mean": mean,
-            "std": spread / math.sqrt(count),
-            "min": low,
-            "max": high,
-            "norm": torch.linalg.vector_norm(real),
-            "fraction_zero": (count - torch.count_nonzero(real)).to(real.dtype) / count,
-        }
+        if tensor.numel() == 0:
+            return _numbers_of_nothing(tensor)
+        return (numbers_in_blocks if reads_values(tensor) else numbers_in_one_loop)(tensor)
 
     def spec(self, spec: TensorSpec) -> dict[str, TensorSpec]:
         """Return the specs of the nine fields."""
@@ -91,13 +78,14 @@ class Stats:
         return counts | dict.fromkeys(fields, scalar(real))
 
 
-def _counts(real: torch.Tensor, *, floating: bool) -> dict[str, torch.Tensor]:
-    count = torch.full((), real.numel(), dtype=torch.int64, device=real.device)
-    if not floating:
-        return {"count": count, "nan": torch.zeros_like(count), "inf": torch.zeros_like(count)}
-    nan = torch.count_nonzero(real.isnan())
-    # x - x is NaN for all that is not finite; isinf takes three passes.
-    return {"count": count, "nan": nan, "inf": torch.count_nonzero(real - real) - nan}
+def _numbers_of_nothing(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    dtype = as_real(tensor).dtype
+    counts = {key: tensor.new_zeros((), dtype=torch.int64) for key in ("count", "nan", "inf")}
+    rest = {
+        key: tensor.new_full((), 0.0 if key == "norm" else math.nan, dtype=dtype)
+        for key in ("mean", "std", "min", "max", "norm", "fraction_zero")
+    }
+    return counts | rest
 
 
 def _pair(ends: Any) -> Any:
