@@ -9,16 +9,28 @@ that was not tried.
 
 from __future__ import annotations
 
+import collections
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+import torch._guards
+from torch._library.effects import EffectType
+from torch._library.opaque_object import MemberType, register_opaque_type
+from torch._opaque_base import OpaqueBase
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "CHECKPOINT_GENERATOR",
     "COMPILED_CALL",
+    "AskedBeforeCalls",
+    "TorchDispatchMode",
     "acts_on_gradients",
+    "ask_before_calls",
     "assertion",
     "backward_is_running",
     "check",
@@ -28,9 +40,13 @@ __all__ = [
     "function_level",
     "has_backward_hooks",
     "has_forward_hooks",
+    "hook_gradient",
+    "keep_in_order",
     "pytree",
     "saves_tensors_elsewhere",
     "set_grad_enabled",
+    "trace_anew",
+    "trace_now",
     "wrapped_functions",
 ]
 
@@ -45,7 +61,14 @@ _NAMES = (
     "torch.amp.autocast_mode._exit_autocast",
     "torch.fx._symbolic_trace._wrapped_fns_to_patch",
     "torch.overrides._get_current_function_mode",
+    "torch.Tensor._backward_hooks",
     "torch.utils.checkpoint._checkpoint_without_reentrant_generator",
+    "torch.library._register_effectful_op",
+    "torch._library.effects.EffectType",
+    "torch._library.opaque_object.register_opaque_type",
+    "torch._opaque_base.OpaqueBase",
+    "torch._guards.TracingContext.try_get",
+    "torch.utils._python_dispatch.TorchDispatchMode",
 )
 
 COMPILED_CALL = "_compiled_call_impl"
@@ -61,6 +84,43 @@ assertion: Any = torch._assert
 set_grad_enabled: Any = torch._C._set_grad_enabled
 enter_autocast: Any = torch.amp.autocast_mode._enter_autocast
 exit_autocast: Any = torch.amp.autocast_mode._exit_autocast
+
+
+class AskedBeforeCalls(OpaqueBase):
+    """An object that compiled code asks before each call whether it still holds."""
+
+
+def ask_before_calls(
+    cls: type, question: Callable[[Any], list[Any]], *, at_trace: tuple[str, ...]
+) -> None:
+    """Let compiled code that uses an object of `cls` be asked before each call.
+
+    A compiler guards on what it sees being read; this asks in Python instead, of whatever the
+    object looks at, and is documented with torch's "opaque objects" (their `guard_fn`).
+
+    Args:
+        cls: a subclass of `AskedBeforeCalls`.
+        question: code is as good as it was while this gives an equal list.
+        at_trace: methods that are run while code is traced; their results are constants.
+    """
+    members = dict.fromkeys(at_trace, MemberType.USE_REAL)
+    register_opaque_type(cls, typ="reference", guard_fn=question, members=members)
+
+
+def keep_in_order(op: Any) -> None:
+    """Let no compiler leave out an op that returns nothing, run it twice or out of order."""
+    torch.library._register_effectful_op(op, EffectType.ORDERED)
+
+
+def trace_anew(reason: str) -> NoReturn:
+    """Let Dynamo trace the code it is in the midst of from its beginning."""
+    module = importlib.import_module("torch._dynamo.exc")
+    raise module.UnspecializeRestartAnalysis(restart_reason=reason)
+
+
+def trace_now() -> Any:
+    """Return what stands for the code that a compiler is in the midst of tracing, None outside."""
+    return torch._guards.TracingContext.try_get()
 
 
 def backward_is_running() -> bool:
@@ -90,6 +150,24 @@ def acts_on_gradients(parameter: torch.Tensor) -> bool:
 def has_backward_hooks(module: torch.nn.Module) -> bool:
     """Return whether anyone registered a backward hook or pre-hook on `module` itself."""
     return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def hook_gradient(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> Any:
+    """Let `hook` see the gradient of `tensor`, as `tensor.register_hook` does.
+
+    Returns:
+        What takes the hook off again; None for a tensor that is no leaf and had no hooks,
+        which goes with its graph.
+    """
+    node: Any = tensor.grad_fn
+    if node is None or tensor._backward_hooks is not None:
+        return tensor.register_hook(hook)
+    # `register_hook` does just this, and makes a handle, which takes as long again and longer.
+    hooks: dict[Any, Any] = collections.OrderedDict()
+    tensor._backward_hooks = hooks
+    node._register_hook_dict(tensor)
+    hooks["fxray"] = hook  # torch's own keys are numbers
+    return None
 
 
 def function_level() -> int | None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import itertools
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -28,6 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxray
+from fxray.capture.node import receiver_of
 from fxray.store.writer import ZarrWriter
 from fxray.tracing.program import Runner
 
@@ -1110,6 +1113,405 @@ def test_forwards_on_two_threads_do_not_mix(place: str) -> None:
     assert gave.keys() <= given.keys()
     assert all(gave[key] == given[key] + 1 for key in gave)
     assert len(given) == 100 or run.notes
+
+
+# ---------------------------------------------------------------- numbers that wait for their row
+
+
+@attrs.frozen
+class Odd:
+    """Returns one of the odd things that a selection may be written to return."""
+
+    what: str
+
+    def make_selection(self, tensor):
+        return {
+            "view": lambda: tensor[0, 0],
+            "views": lambda: {"first": tensor[0, 0], "row": tensor[1]},
+            "itself": lambda: tensor,
+            "conj": lambda: torch.complex(tensor, -tensor).sum().conj(),
+            "negated": lambda: torch.complex(tensor, -tensor).conj().imag,
+            "bf16": lambda: tensor.sum().bfloat16(),
+            "sparse": lambda: tensor.relu().to_sparse(),
+            "leaf": lambda: nn.Parameter(tensor.sum()),
+            "with grad": lambda: tensor.sum() * torch.ones((), requires_grad=True),
+            "number": lambda: tensor.sum().item(),
+            "nothing": dict,
+            "bad name": lambda: {"a.b": tensor.sum()},
+            "no name": lambda: {"": tensor.sum()},
+            "no tensor": lambda: {"sum": tensor.sum(), "text": "text"},
+            "no numbers": lambda: torch.empty((), device="meta"),
+            "quantized": lambda: torch.quantize_per_tensor(tensor, 1.0, 0, torch.quint8),
+        }[self.what]()
+
+
+@pytest.mark.parametrize(
+    "what", ["view", "views", "itself", "conj", "negated", "bf16", "sparse", "leaf", "with grad"]
+)
+def test_whatever_a_selection_returns_is_kept_as_it_was(place: str, what: str) -> None:
+    xray = xray_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True)), X)
+    xray.mark("0", output=True, selection=Odd(what))
+    xray.mark("0", grad=True, selection=fxray.Mean())
+    net = xray.rewrite()
+    with fxray.record(net, place):
+        for k in range(3):
+            net(X + k).sum().backward()
+    run = fxray.open(place)
+    for k in range(3):
+        given = nn.functional.linear(X + k, net.original[0].weight, net.original[0].bias).detach()
+        truth = Odd(what).make_selection(given)
+        kept = run["0"].output[k]
+        for field, tensor in (truth if isinstance(truth, dict) else {"": truth}).items():
+            values = kept[field] if field else kept
+            dense = (tensor.to_dense() if tensor.is_sparse else tensor).detach()
+            assert str(values.dtype) == str(dense.dtype).removeprefix("torch.")
+            assert values.shape == tuple(dense.shape)
+            bits = dense.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+            assert values.tobytes() == bits.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("number", "returned float"),
+        ("nothing", "empty mapping"),
+        ("bad name", "'a.b'"),
+        ("no name", "''"),
+        ("no tensor", "'text' is str"),
+        ("no numbers", "meta"),
+        ("quantized", "ScalarType|scalar type|quint8|dtype"),
+    ],
+)
+def test_what_cannot_be_kept_is_told_once_and_beside_it_all_is_kept(
+    place: str, what: str, words: str
+) -> None:
+    xray = xray_of()
+    xray.mark(["hidden", "head"], output=True, selection=fxray.Mean())
+    xray.mark("relu", output=True, grad=True, selection=Odd(what))
+    net = xray.rewrite()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with fxray.record(net, place):
+            for k in range(3):
+                net(X + k).sum().backward()
+    texts = [str(w.message) for w in told if issubclass(w.category, fxray.FxrayWarning)]
+    for kind in ("output", "grad"):
+        (text,) = [text for text in texts if f"failed on the {kind} of 'relu'" in text]
+        assert "Odd" in text
+        assert re.search(words, text), text
+    run = fxray.open(place)
+    assert any("relu output failed 3 times" in note for note in run.notes)
+    assert any("relu grad failed 3 times" in note for note in run.notes)
+    for path in ("hidden", "head"):
+        assert run[path].output.steps.tolist() == [0, 1, 2]
+    with pytest.raises(fxray.NotSavedError):
+        run["relu"].output  # noqa: B018
+
+
+def test_a_selection_may_fail_now_and_then(place: str) -> None:
+    class Sometimes:
+        def make_selection(self, tensor):
+            return tensor.mean() if tensor.sum() > 0 else torch.empty((), device="meta")
+
+    xray = xray_of()
+    xray.mark("x", output=True, selection=Sometimes())
+    net = xray.rewrite()
+    xs = [X - 5, X + 5, X - 5, X + 6]
+    with pytest.warns(fxray.FxrayWarning, match="Sometimes failed"):  # noqa: SIM117,PT031
+        with fxray.record(net, place):
+            for x in xs:
+                net(x)
+    series = fxray.open(place)["x"].output
+    assert series.steps.tolist() == [1, 3]
+    assert [float(series[k]) for k in (1, 3)] == [float(xs[k].mean()) for k in (1, 3)]
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.a(x), self.b(x)
+
+
+def test_a_row_that_never_gets_complete_is_written_at_close(place: str) -> None:
+    net = rewritten(Heads(), X, grad=True)
+    with pytest.warns(fxray.FxrayWarning, match=r"grad of b: no gradient") as told:  # noqa: SIM117
+        with fxray.record(net, place):
+            net(X)[0].sum().backward()
+    assert len(told) == 1
+    run = fxray.open(place)
+    assert np.array_equal(run["a"].grad[0], np.ones((6, 2), np.float32))
+    assert len(run.notes) == 1
+
+
+# ---------------------------------------------------------------- forwards that go by number
+
+
+KINDS = ("output", "grad", "input", "weight", "weight_grad")
+
+
+def train_by_number(net: Any, optimizer: Any, x: torch.Tensor, *, due: str | None = None) -> int:
+    """Train a step of Net; hand over what it computes as the ops of compiled code do."""
+    intake, model = receiver_of(net.handle), net.original
+    due = intake.due_next(training=net.training) if due is None else due
+    number = intake.begin_numbered(training=net.training, due=due)
+    hidden = model.hidden(x)
+    relu = F.relu(hidden)
+    head = model.head(relu)
+    given = {"hidden": x, "relu": hidden, "head": relu}
+    gave = {"x": x, "hidden": hidden, "relu": relu, "head": head}
+    fields = {path: {"": t.detach().clone()} for path, t in gave.items()}
+    for path, tensor in gave.items():
+        words = {"item": "", "fields": fields[path], "size": tuple(tensor.shape)}
+        intake.take(number, path, "output", **words)
+        if path in given:
+            intake.take_whole(number, path, "input", item="0", tensor=given[path])
+        if tensor.requires_grad:
+            tensor.register_hook(functools.partial(_hand_over, intake, number, path))
+    intake.await_gradients(number, [(p, "") for p, t in gave.items() if t.requires_grad])
+    intake.returned(number)
+    if net.training:
+        optimizer.zero_grad()
+        head.square().mean().backward()
+        optimizer.step()
+    return number
+
+
+def _hand_over(intake: Any, number: int, path: str, gradient: torch.Tensor) -> None:
+    kept = {"": gradient.detach().clone()}
+    intake.take(number, path, "grad", item="", fields=kept, size=tuple(gradient.shape))
+
+
+def records(run: fxray.Run) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
+    """Return of every series where each record stands, its sort, shape and bits."""
+    found = {}
+    for path in run.architecture:
+        for kind in KINDS:
+            with contextlib.suppress(fxray.NotSavedError, fxray.UnknownNameError):
+                series = getattr(run[path], kind)
+                found[path, kind] = [
+                    (row.step, row.epoch, row.batch, row.call, row.phase, item, array.tobytes())
+                    for row, values in series
+                    for item, array in (
+                        values if isinstance(values, dict) else {"": values}
+                    ).items()
+                ]
+    return found
+
+
+def scheduled(model: nn.Module) -> Any:
+    """Return Net rewritten, its captures under four schedules."""
+    xray = xray_of(model)
+    xray.mark("*", output=True, selection=fxray.Whole())
+    xray.mark(["relu", "head"], grad=True, every=2, selection=fxray.Whole())
+    xray.mark(["relu", "head"], input=True, steps=[1, 4], selection=fxray.Whole())
+    xray.mark("*", weight=True, weight_grad=True, every=3, selection=fxray.Whole())
+    return xray.rewrite()
+
+
+def test_forwards_by_number_fill_the_same_run_as_in_eager_mode(place: str) -> None:
+    def train(net: Any, step: Any, where: str) -> fxray.Run:
+        optimizer = sgd(net)
+        with fxray.record(net, where) as recorder:
+            for _ in range(2):
+                for x in recorder.epoch([X, X + 1, X[:2]]):
+                    step(net, optimizer, x)
+                net.eval()
+                for x in recorder.phase("valid", [X - 1, X - 2]):
+                    step(net, optimizer, x) if step is train_by_number else net(x)
+                net.train()
+        return fxray.open(where)
+
+    model = Net()
+    ours = train(scheduled(copy.deepcopy(model)), train_by_number, f"{place}-numbered")
+    eager = train(scheduled(model), train_step, place)
+    assert records(ours) == records(eager)
+    assert {kind for _, kind in records(eager)} == set(KINDS)
+    assert ours.notes == eager.notes
+    assert_unique(ours)
+
+
+def test_what_is_due_next_is_told_before_it_is_counted(place: str) -> None:
+    xray = xray_of()
+    xray.mark("relu", output=True, every=2, selection=fxray.Whole())
+    xray.mark("relu", grad=True, every=3, selection=fxray.Whole())
+    xray.mark("head", weight=True)
+    net = xray.rewrite()
+    output, grad = ("relu", "output"), ("relu", "grad")
+    expected = [{output, grad}, set(), {output}, {grad}, {output}, set(), {output, grad}]
+    optimizer = sgd(net)
+    with fxray.record(net, place) as recorder:
+        intake = receiver_of(net.handle)
+        names = []
+        for due in expected:
+            names.append(intake.due_next(training=True))
+            assert intake.due_next(training=True) == names[-1]
+            assert intake.captures_due(names[-1]) == due
+            train_step(net, optimizer)
+        assert names == ["every2+every3", "", "every2", "every3", "every2", "", "every2+every3"]
+        # Each phase counts its own steps; the forwards of one step count once.
+        assert intake.captures_due(intake.due_next(training=True)) == set()  # the eighth
+        with recorder.phase("valid"):
+            assert intake.captures_due(intake.due_next(training=True)) == {output, grad}
+            assert intake.captures_due(intake.due_next(training=False)) == {output, grad}
+        assert intake.captures_due(intake.due_next(training=False)) == {output, grad}
+        train_step(net, optimizer)
+        with recorder.step():  # the ninth
+            for _ in range(3):
+                assert intake.captures_due(intake.due_next(training=True)) == {output}
+                train_step(net, optimizer)
+        assert intake.captures_due(intake.due_next(training=True)) == {grad}
+        xray.mark("head", output=True, every=9, selection=fxray.Whole())
+        assert intake.captures_due(intake.due_next(training=True)) == {grad, ("head", "output")}
+        train_step(net, optimizer)
+    assert intake.due_next(training=True) == ""
+    run = fxray.open(place)
+    assert coordinates(run["relu"].output)[-3:] == [(8, 0, 8, call, "train") for call in range(3)]
+
+
+def test_after_four_sets_of_captures_due_the_next_is_all_of_them(place: str) -> None:
+    xray = xray_of()
+    for every, path in ((2, "x"), (3, "hidden"), (5, "relu"), (7, "head")):
+        xray.mark(path, output=True, every=every, selection=fxray.Whole())
+    net = xray.rewrite()
+    names, numbers = [], []
+    with fxray.record(net, place):
+        intake = receiver_of(net.handle)
+        for _ in range(60):
+            names.append(intake.due_next(training=True))
+            due = {row[0] for row in intake.captures_due(names[-1])}
+            numbers.append((len(names) - 1, due))
+            train_by_number(net, sgd(net), X)
+    truth = {
+        p: set(range(0, 60, e)) for p, e in (("x", 2), ("hidden", 3), ("relu", 5), ("head", 7))
+    }
+    for step, due in numbers:
+        assert due >= {path for path, steps in truth.items() if step in steps}
+    assert set(names) == {"", "every2+every3+every5+every7", "every2", "every3", "every5", "all"}
+    run = fxray.open(place)
+    for path, steps in truth.items():
+        assert set(run[path].output.steps.tolist()) == steps
+    assert run.notes == ()
+
+
+def test_a_forward_that_was_compiled_for_less_is_counted(place: str) -> None:
+    net = scheduled(Net())
+    with pytest.warns(fxray.FxrayWarning, match="compiled function") as told:  # noqa: SIM117,PT031
+        with fxray.record(net, place):
+            for due in ("all", "", "always"):
+                train_by_number(net, sgd(net), X, due=due)
+    assert sum("compiled function" in str(w.message) for w in told) == 1
+    (note,) = [note for note in fxray.open(place).notes if "compiled for other" in note]
+    assert note.startswith("2 forwards")
+
+
+def test_what_goes_wrong_by_number_is_absorbed_as_in_eager_mode(place: str) -> None:
+    xray = xray_of(output=True, grad=True)
+    xray.mark("relu", output=True, selection=Fails())
+    net = xray.rewrite()
+    told: Any
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with fxray.record(net, place):
+            intake = receiver_of(net.handle)
+            words = {"item": "", "size": (2,)}
+            one = {"": torch.ones(2)}
+            for nowhere in (-1, 99):  # of no forward: nothing
+                intake.take(nowhere, "head", "output", fields=one, **words)
+                intake.take_whole(nowhere, "head", "output", item="", tensor=torch.ones(2))
+                intake.await_gradients(nowhere, [("head", "")])
+                intake.returned(nowhere)
+            for number in range(3):
+                assert intake.begin_numbered(training=True, due="all") == number
+                fields = {"": torch.ones(2).double()} if number == 1 else one
+                intake.take(number, "head", "output", fields=fields, **words)
+                if number != 1:
+                    intake.take_whole(number, "relu", "output", item="", tensor=torch.ones(2))
+                intake.take(number, "nowhere", "output", fields=one, **words)
+                intake.take(number, "head", "weight", fields=one, **words)
+                intake.await_gradients(number, [("head", ""), ("nowhere", "")])
+                intake.returned(number)
+            for _ in range(2):  # the second time, one backward too many
+                intake.take(2, "head", "grad", fields=one, **words)
+            for _ in range(2):
+                intake.begin_numbered(training=True, due="all")
+            intake.take(1, "head", "grad", fields=one, **words)  # too late
+    texts = [str(w.message) for w in told if issubclass(w.category, fxray.FxrayWarning)]
+    assert sum("Fails failed on the output of 'relu'" in text for text in texts) == 1
+    assert sum("float32[2] before and float64[2] now" in text for text in texts) == 1
+    run = fxray.open(place)
+    assert run["head"].output.steps.tolist() == [0, 2]
+    assert run["head"].grad.steps.tolist() == [2]
+    assert sorted(note[:9] for note in run.notes if "gradients" in note) == [
+        "1 further",
+        "1 gradien",
+    ]
+    assert any("relu output failed 2 times" in note for note in run.notes)
+
+
+def test_a_forward_by_number_that_ends_half_way_holds_nobody_up(place: str) -> None:
+    xray = xray_of(weight=True)
+    xray.mark("x", output=True, selection=fxray.Whole())
+    net = xray.rewrite()
+    with fxray.record(net, place) as recorder:
+        intake = receiver_of(net.handle)
+        for step in range(4):
+            number = intake.begin_numbered(training=True, due="all")
+            kept = {"": torch.full((2,), float(step))}
+            intake.take(number, "x", "output", item="", fields=kept, size=(2,))
+            if step != 1:
+                intake.returned(number)
+        recorder.flush()
+        assert recorder.run["x"].output.steps.tolist() == [0, 1, 2, 3]
+        assert recorder.run["head"].weight.steps.tolist() == [0, 1, 2, 3]
+
+
+def test_by_number_too_nothing_is_taken_where_nobody_records(place: str) -> None:
+    net = rewritten(output=True)
+    with fxray.record(net, place):
+        net(X)
+        intake = receiver_of(net.handle)
+        answers = []
+        x = torch.ones((), requires_grad=True)
+        y = x * 2
+        y.register_hook(lambda _: answers.append(intake.begin_numbered(training=True, due="all")))
+        y.register_hook(lambda _: answers.append(intake.due_next(training=True)))
+        y.backward()
+        assert answers == [-1, ""]  # a recomputation
+        assert intake.begin_numbered(training=True, due="all") == 0
+    assert intake.begin_numbered(training=True, due="all") == -1
+    intake.take(0, "x", "output", item="", fields={"": torch.ones(2)}, size=(2,))
+
+
+def test_by_number_too_a_store_that_fails_stops_the_recording_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Net()
+    twin = copy.deepcopy(model)
+
+    def failing(self: Any, *args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ZarrWriter, "append", failing)
+    net = scheduled(model)
+    optimizer = sgd(net)
+    with pytest.warns(fxray.FxrayWarning, match="No space left"):  # noqa: PT031
+        recorder = fxray.record(net, tmp_path / "runs")
+        intake = receiver_of(net.handle)
+        for _ in range(3):
+            if receiver_of(net.handle) is None:
+                assert intake.begin_numbered(training=True, due="all") == -1
+                train_step(net, optimizer)
+            else:
+                train_by_number(net, optimizer, X)
+        with pytest.raises(fxray.StoreError, match="No space left"):
+            recorder.close()
+    other = sgd(twin)
+    for _ in range(3):
+        train_step(twin, other)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
 
 
 # ---------------------------------------------------------------- nothing is kept alive

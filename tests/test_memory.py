@@ -77,7 +77,7 @@ def test_what_is_handed_in_or_out_is_nobodys_to_change() -> None:
     assert store.run("r1").graph == {"ops": {}}
 
 
-@pytest.mark.parametrize("where", [(rows_module, "_copied"), (rows_module._Array, "seen")])
+@pytest.mark.parametrize("where", [(rows_module, "_copied"), (rows_module, "_Entry")])
 def test_an_interrupted_row_is_not_half_there(
     where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

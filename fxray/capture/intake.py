@@ -6,58 +6,50 @@ import contextlib
 import functools
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
+import torch
 
+from fxray.capture.parameters import Awaited, parameters
 from fxray.capture.rows import OpenRow, Stream, StreamKey
-from fxray.capture.sites import Due, Site, Sites, array_name
+from fxray.capture.sites import Due, Sites
 from fxray.capture.steps import Forward
-from fxray.torch_private import backward_is_running, function_level
+from fxray.torch_private import backward_is_running, function_level, hook_gradient
 from fxray.tracing.regions import recomputed_later
 from fxray.tracing.results import tensor_items
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
+    from collections.abc import Callable, Iterator
 
     from fxray.capture.rewrite import RewrittenModule
+    from fxray.capture.spots import Site, Spot
     from fxray.capture.steps import Steps
     from fxray.capture.tally import Tally
     from fxray.store import Row, Store
 
-__all__ = ["Intake"]
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _absorbed(
-    method: Callable[Concatenate[Intake, P], T],
-) -> Callable[Concatenate[Intake, P], T | None]:
-    """Let a method run alone, and keep its errors from the training."""
-
-    @functools.wraps(method)
-    def run(self: Intake, /, *args: P.args, **kwargs: P.kwargs) -> T | None:
-        try:
-            with self.lock:
-                return method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
-            self.fail(error)
-            return None
-
-    return run
+__all__ = ["Intake", "Now"]
 
 
 @attrs.frozen(eq=False)
-class _Now:
-    """The forward that runs now, what is due in it, and the rows it fills by lane."""
+class Now:
+    """One forward, what is due in it, and the rows it fills by lane."""
 
     forward: Forward
     due: Due
     rows: dict[int, OpenRow]
+
+
+class _OfThread(threading.local):
+    """Each thread that runs forwards is in one of its own.
+
+    Attributes:
+        now: the one begun last.
+        numbered: the one of compiled code begun last.
+    """
+
+    now: Now | None = None
+    numbered: Now | None = None
 
 
 class Intake:
@@ -65,6 +57,9 @@ class Intake:
 
     An error of its own goes to `absorb` and never to the training.
     """
+
+    # Every capture of every step passes here. What follows has few calls inside calls, and no
+    # context manager or decorator but the lock: each costs as much as a capture may.
 
     def __init__(  # noqa: PLR0913 - what a recorder shares with it
         self,
@@ -85,18 +80,8 @@ class Intake:
         self._sites = Sites(net, net.captures)
         self._every_site = {site.key: site for site in self._sites.all}
         self._streams: dict[StreamKey, Stream] = {}
-        # Each thread that runs forwards is in one of its own.
-        self._of_thread = threading.local()
-        self._awaited: dict[tuple[tuple[str, str], str], Site] = {}
-
-    @property
-    def _now(self) -> _Now | None:
-        now: _Now | None = getattr(self._of_thread, "now", None)
-        return now
-
-    @_now.setter
-    def _now(self, now: _Now | None) -> None:
-        self._of_thread.now = now
+        self._of_thread = _OfThread()
+        self._awaited = Awaited()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -112,20 +97,34 @@ class Intake:
         self._closed = True
         self._absorb(error)
 
+    def close(self) -> None:
+        """Take nothing more."""
+        self._closed = True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let what is inside run alone, and keep its errors from the training."""
+        try:
+            with self.lock:
+                yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
+            self.fail(error)
+
+    def rests(self) -> bool:
+        """Return whether nothing that runs now is recorded."""
+        # A forward inside a backward is a recomputation, counted when it ran first. A forked
+        # child (a DataLoader worker) that touched the store would be aborted.
+        return self._closed or backward_is_running() or os.getpid() != self._pid
+
     # ------------------------------------------------------------------ forwards
 
     def begin(self, *, training: bool) -> bool:
         """Count a forward that begins; return whether its capture nodes have work to do."""
-        # A forward inside a backward is a recomputation, counted when it ran first. A forked
-        # child (a DataLoader worker) that touched the store would be aborted.
-        self._now = None
-        if self._closed or backward_is_running() or os.getpid() != self._pid:
+        now = self._of_thread.now = None if self.rests() else self._begin(training=training)
+        if now is None:
             return False
-        self._now = self._begin(training=training)
-        if self._now is None:
-            return False
-        if not self._now.due.at:
-            self.finish()
+        if not now.due.at:
+            self._finish(now)
             return False
         return True
 
@@ -133,44 +132,56 @@ class Intake:
         """Return a context whose forwards are one step; one that is open already goes on."""
         return contextlib.nullcontext() if self._steps.grouped else self._steps.group()
 
-    @_absorbed
-    def _begin(self, *, training: bool) -> _Now | None:
-        if self._net.captures is not self._sites.captures:
-            self._sites = Sites(self._net, self._net.captures)
-            self._every_site.update((site.key, site) for site in self._sites.all)
-        forward = self._steps.begin(training=training)
-        if not forward.row.call:
-            self._tally.steps[forward.row.phase] += 1
-        self._seal_old(forward)
-        due = self._sites.due(forward.count)
-        if due is None or self._transformed():
-            return None
-        now = _Now(forward, due, self._open_rows(forward, due))
-        trains = forward.row.phase == "train"
-        for site in due.sites:
-            if site.capture.kind != "weight_grad" or trains:
-                self._tally.due(site)
-            if site.capture.kind == "weight_grad" and trains:
-                self._awaited.update(((site.key, name), site) for name in site.op.parameters)
-        self._put_weights(now)
-        return now
+    def _begin(self, *, training: bool) -> Now | None:
+        now: Now | None = None
+        with self._alone():
+            self._follow_draft()
+            forward = self._steps.begin(training=training)
+            if not forward.row.call:
+                self._tally.steps[forward.row.phase] += 1
+            transformed = function_level() is not None
+            if not transformed:  # there no tensor has numbers to write
+                self._seal_old(forward)
+            due = self._sites.due(forward.count)
+            if due is not None and transformed:
+                self._tally.count(
+                    "forwards inside torch.func transforms, not captured",
+                    "captures inside torch.func transforms (grad, vmap) are not taken; "
+                    "the numbers of the transform itself are right",
+                )
+            elif due is not None:
+                now = Now(forward, due, self._open_rows(forward, due))
+                self._note_due(due, trains=forward.row.phase == "train")
+                self._put_weights(now)
+        return None if self._closed else now
 
-    def _put_weights(self, now: _Now) -> None:
-        for site in now.due.sites:
-            if site.capture.kind == "weight":
-                for name, parameter in site.parameters(self._net):
-                    self._put(site, now.rows[site.lane], parameter, parameter=name)
+    def _follow_draft(self) -> None:
+        captures = self._net.captures
+        if captures is not self._sites.captures:
+            self._sites = Sites(self._net, captures)
+            self._every_site.update((site.key, site) for site in self._sites.all)
+
+    def _note_due(self, due: Due, *, trains: bool) -> None:
+        if trains not in due.told:
+            due.told.add(trains)
+            self._tally.due(s for s in due.sites if trains or s.capture.kind != "weight_grad")
+        if trains:
+            for site in due.weight_grads:
+                self._awaited.add(site)
+
+    def _put_weights(self, now: Now) -> None:
+        for site in now.due.weights:
+            for name, parameter in parameters(self._net, site):
+                self._put(site.spot(name), now.rows[site.lane], parameter)
 
     def begin_again(self) -> None:
         """Forget what the forward begun last has handed over: it ended half-way, begins anew."""
-        if self._now is not None and not self._closed:
-            self._begin_again(self._now)
-
-    @_absorbed
-    def _begin_again(self, now: _Now) -> None:
-        for row in now.rows.values():
-            row.clear()
-        self._put_weights(now)
+        now = self._of_thread.now
+        if now is not None and not self._closed:
+            with self._alone():
+                for row in now.rows.values():
+                    row.clear()
+                self._put_weights(now)
 
     def _seal_old(self, forward: Forward) -> None:
         """Write the rows whose second next forward begins, whatever they still miss."""
@@ -179,16 +190,6 @@ class Intake:
                 # The rows of a step that is still open wait for its one backward.
                 step = forward.row.step if self._steps.grouped else None
                 stream.seal_before(forward.index - 1, open_step=step)
-
-    def _transformed(self) -> bool:
-        inside = function_level() is not None
-        if inside:
-            self._tally.count(
-                "forwards inside torch.func transforms, not captured",
-                "captures inside torch.func transforms (grad, vmap) are not taken; "
-                "the numbers of the transform itself are right",
-            )
-        return inside
 
     def _open_rows(self, forward: Forward, due: Due) -> dict[int, OpenRow]:
         rows = {}
@@ -199,107 +200,118 @@ class Intake:
         return rows
 
     def _stream(self, key: StreamKey) -> Stream:
-        if key not in self._streams:
-            self._streams[key] = Stream(key, self._store, self._run_id)
-        return self._streams[key]
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = Stream(key, self._store, self._run_id, self._tally)
+            self._streams[key] = stream
+        return stream
 
     def receive(self, path: str, kinds: tuple[str, ...], value: Any) -> None:
         """Take what the op at `path` was given or gave."""
+        now = self._of_thread.now
         if self._closed:
             return
         if backward_is_running():
-            region = recomputed_later()
-            if region is not None and region.later and "grad" in kinds:
-                for item, tensor in tensor_items(value):
-                    take = region.later.get((id(self), path, item))
-                    if take is not None and tensor.requires_grad:
-                        take(tensor)
-        elif self._now is not None:
-            self._receive(self._now, path, kinds, value)
+            self._receive_again(path, kinds, value)
+        elif now is not None:
+            try:
+                with self.lock:
+                    for site, spot in now.due.handed(path, kinds):
+                        row = now.rows[site.lane]
+                        take = self._await_gradient if site.is_gradient else self._put
+                        if type(value) is torch.Tensor:
+                            take(spot, row, value)
+                        else:
+                            for item, tensor in tensor_items(value):
+                                take(site.spot(item), row, tensor)
+            except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
+                self.fail(error)
 
-    @_absorbed
-    def _receive(self, now: _Now, path: str, kinds: tuple[str, ...], value: Any) -> None:
-        for kind in kinds:
-            site = now.due.at.get((path, kind))
-            if site is None:
-                continue
+    def _receive_again(self, path: str, kinds: tuple[str, ...], value: Any) -> None:
+        region = recomputed_later()
+        if region is not None and region.later and "grad" in kinds:
             for item, tensor in tensor_items(value):
-                if kind == "grad":
-                    self._await_gradient(site, now.rows[site.lane], tensor, item)
-                else:
-                    self._put(site, now.rows[site.lane], tensor, item=item)
+                hook = region.later.get((id(self), path, item))
+                if hook is not None and tensor.requires_grad:
+                    hook(tensor)
 
     def finish(self) -> None:
         """Note that the forward begun last has returned: all its outputs have come."""
-        if self._now is not None and not self._closed and not backward_is_running():
-            self._finish(self._now)
+        now = self._of_thread.now
+        if now is not None and not self._closed and not backward_is_running():
+            self._finish(now)
 
-    @_absorbed
-    def _finish(self, now: _Now) -> None:
-        for row in now.rows.values():
-            row.all_expected = True
-        self._seal_complete()
+    def _finish(self, now: Now) -> None:
+        with self._alone():
+            for row in now.rows.values():
+                row.all_expected = True
+            self._seal_complete()
 
     def _seal_complete(self) -> None:
         for stream in self._streams.values():
             stream.seal_complete()
 
-    def _put(self, site: Site, row: OpenRow, tensor: torch.Tensor, **where: str) -> None:
-        self._tally.reached(site)
+    def _put(self, spot: Spot, row: OpenRow, tensor: torch.Tensor) -> None:
         try:
-            for info, record in site.records(tensor, **where):
-                row.put(info, record)
+            spot.take(row.kept, tensor)
         except Exception as error:  # noqa: BLE001 - a user's selection may raise anything
-            self._tally.failed(site, error)
-        else:
-            self._tally.kept(site)
+            self._tally.failed(spot.site, error)
 
     # ------------------------------------------------------------------ gradients
 
-    def _await_gradient(self, site: Site, row: OpenRow, tensor: torch.Tensor, item: str) -> None:
-        self._tally.reached(site)
-        name = array_name(*site.key, item)
+    def _await_gradient(self, spot: Spot, row: OpenRow, tensor: torch.Tensor) -> None:
         if tensor.requires_grad:
-            row.expected.add(name)
-            self._hook(site, row, name, item, tensor)
+            row.expected.add(spot)
+            self._hook(spot, row, tensor)
             return
         region = recomputed_later()
         if region is not None and region.runs_again:
             # A reentrant checkpoint runs without autograd first; the tensor that has the
             # gradient is the one that its backward computes again.
-            row.expected.add(name)
-            later = functools.partial(self._hook, site, row, name, item)
-            region.later[id(self), site.key[0], item] = later
+            row.expected.add(spot)
+            later = functools.partial(self._hook, spot, row)
+            region.later[id(self), spot.site.key[0], spot.item] = later
 
-    def _hook(self, site: Site, row: OpenRow, name: str, item: str, tensor: torch.Tensor) -> None:
-        def take(gradient: torch.Tensor) -> None:
-            if not self._closed:
-                self._take_gradient(site, row, gradient, name=name, item=item)
+    def _hook(self, spot: Spot, row: OpenRow, tensor: torch.Tensor) -> None:
+        hook = hook_gradient(tensor, functools.partial(self._take_gradient, spot, row))
+        if hook is not None and tensor.is_leaf:
+            row.hooks.append(hook)  # it outlives its backward, and the hook would come again
 
-        hook = tensor.register_hook(take)
-        if tensor.is_leaf:  # it outlives its backward, and the hook would come again
-            row.hooks.append(hook)
+    def _take_gradient(self, spot: Spot, row: OpenRow, gradient: torch.Tensor | None) -> None:
+        if self._closed:
+            return
+        try:
+            with self.lock:
+                if gradient is None:  # of `chunk`, say, another part had one: this one has none
+                    row.expected.discard(spot)
+                    self._came(row)
+                elif self._is_expected(spot, row):
+                    self._put(spot, row, gradient)
+                    self._came(row)
+        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on
+            self.fail(error)
 
-    @_absorbed
-    def _take_gradient(
-        self, site: Site, row: OpenRow, gradient: torch.Tensor, *, name: str, item: str
-    ) -> None:
-        if name not in row.expected:
+    def _is_expected(self, spot: Spot, row: OpenRow) -> bool:
+        """Return whether a gradient is the one that its row waits for, from now on no more."""
+        if spot not in row.expected:
             self._tally.count(
                 "further gradients through a forward that had its own already",
                 "a second backward went through one forward; the first gradients are kept",
             )
-        elif row.sealed:
+            return False
+        if row.sealed:
             self._tally.count(
                 "gradients that came after their row was written",
                 "gradients came after the second next forward, when their row was written already; "
                 "run each backward before that, or see run.notes for how many were lost",
             )
-        else:
-            row.expected.discard(name)
-            self._put(site, row, gradient, item=item)
-            if row.complete:
-                self._seal_complete()
+            return False
+        row.expected.discard(spot)
+        return True
+
+    def _came(self, row: OpenRow) -> None:
+        if not row.expected and row.all_expected:
+            self._seal_complete()
 
     # ------------------------------------------------------------------ optimizers
 
@@ -311,28 +323,21 @@ class Intake:
         """
         ours = not self._closed and self._awaited and os.getpid() == self._pid
         if ours and not _skipped(optimizer):
-            self._take_used(optimizer)
+            with self._alone():
+                self._take_used(optimizer)
 
-    @_absorbed
     def _take_used(self, optimizer: torch.optim.Optimizer) -> None:
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         rows: dict[int, OpenRow] = {}
         place: Row | None = None
-        # Parameter by parameter: weights and biases may have optimizers of their own.
-        for (key, name), site in [*self._awaited.items()]:
-            p = dict(site.parameters(self._net)).get(name)
-            if p is not None and id(p) in owned and p.grad is not None:
-                del self._awaited[key, name]
-                place = place or self._steps.now("optimizer")
-                row = rows.setdefault(site.lane, OpenRow(place))
-                self._put(site, row, p.grad, parameter=name)
+        for site, name, gradient in self._awaited.used(self._net, optimizer):
+            place = place or self._steps.now("optimizer")
+            row = rows.get(site.lane)
+            if row is None:
+                row = rows[site.lane] = OpenRow(place)
+            self._put(site.spot(name), row, gradient)
         for index, row in rows.items():
             schedule = self._sites.lanes[index].schedule
             self._stream(StreamKey("train", "optimizer", schedule)).write(row)
-
-    def close(self) -> None:
-        """Take nothing more."""
-        self._closed = True
 
 
 def _skipped(optimizer: torch.optim.Optimizer) -> bool:

@@ -11,6 +11,7 @@ from torch import fx
 
 if TYPE_CHECKING:
     import contextlib
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Receiver", "capture", "connect", "disconnect", "new_handle", "receiver_of"]
 
@@ -36,6 +37,47 @@ class Receiver(Protocol):
 
     def finish(self) -> None:
         """Note that the forward begun last has returned, or was ended by an exception."""
+        ...
+
+    # What compiled code calls, from the ops in its graph.
+
+    def due_next(self, *, training: bool) -> str:
+        """Return the name of the set of captures due in the next forward, `""` for none."""
+        ...
+
+    def captures_due(self, name: str) -> frozenset[tuple[str, str]]:
+        """Return path and kind of the captures in the set of that name."""
+        ...
+
+    def begin_numbered(self, *, training: bool, due: str) -> int:
+        """Count a forward that begins and captures the set `due`; return its number."""
+        ...
+
+    def take(  # noqa: PLR0913 - what a record is
+        self,
+        number: int,
+        path: str,
+        kind: str,
+        *,
+        item: str,
+        fields: Mapping[str, torch.Tensor],
+        size: tuple[int, ...],
+    ) -> None:
+        """Take what was selected of a tensor in the forward of that number."""
+        ...
+
+    def take_whole(
+        self, number: int, path: str, kind: str, *, item: str, tensor: torch.Tensor
+    ) -> None:
+        """Take a tensor of which nothing was selected yet."""
+        ...
+
+    def await_gradients(self, number: int, awaited: Sequence[tuple[str, str]]) -> None:
+        """Note (path, item) of gradients that may come for the forward of that number."""
+        ...
+
+    def returned(self, number: int) -> None:
+        """Note that the forward of that number has handed over all but its gradients."""
         ...
 
 

@@ -15,9 +15,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fxray.capture.commits import CommitThread
-from fxray.capture.intake import Intake
 from fxray.capture.log import LogStream, number
 from fxray.capture.node import connect, disconnect, receiver_of
+from fxray.capture.numbered import NumberedIntake
 from fxray.capture.progress import shown
 from fxray.capture.steps import Steps
 from fxray.capture.tally import Tally
@@ -93,7 +93,7 @@ class Recorder:
         self._closed = False
         self._tally = Tally()
         self._steps = Steps()
-        self._intake = Intake(
+        self._intake = NumberedIntake(
             net, store, self.id, steps=self._steps, tally=self._tally, absorb=self._absorb
         )
         self._log = LogStream(store, self.id)
@@ -194,6 +194,10 @@ class Recorder:
         self._optimizer_hook.remove()
         atexit.unregister(self.close)
         self._commits.stop()
+        with self._absorbing():
+            if self._error is None:
+                for still_open in self._intake.streams():
+                    still_open.seal()
         empty = self._tally.empty(self._intake.sites, named=5)
         with self._absorbing():
             if self._error is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
 
+from fxray.capture.compiled import Tickets, compilable_graph
 from fxray.capture.interpose import method_of, run_interposed
 from fxray.capture.node import capture, new_handle, receiver_of
+from fxray.torch_private import function_level
 from fxray.tracing.alone import is_alone
 from fxray.tracing.codegen import compile_graph, copy_graph
 from fxray.tracing.module import TracedModule
@@ -85,7 +86,8 @@ class RewrittenModule(TracedModule):
         self, family: Family, captures: tuple[Capture, ...], draft: Draft | None = None
     ) -> None:
         super().__init__(family)
-        self.__dict__["_handle"] = new_handle()
+        handle = self.__dict__["_handle"] = new_handle()
+        self.__dict__["tickets"] = Tickets(handle)
         self.__dict__["_captures"] = captures
         self.__dict__["_draft"] = draft
         self.__dict__["_draft_version"] = draft.version if draft is not None else 0
@@ -157,18 +159,14 @@ class RewrittenModule(TracedModule):
         found = super().__getattr__(name)
         return method_of(self, name, found) if "_handle" in self.__dict__ else found
 
-    # Under torch.compile no Python of ours would run between compiled steps, and nothing would
-    # be counted or captured, in silence. Until captures are compiled too, this stays eager:
-    # right numbers, every capture, and with fullgraph=True an error that says so.
-    @torch.compiler.disable(  # type: ignore[untyped-decorator]
-        reason="fxray records in eager mode; compile the model without it"
-    )
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # ------------------------------------------------------------------ running
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mode = mode_name(training=self.training)
         # A trace of what holds this module runs it too, and is no step of the training.
         receiver = None if is_alone() else receiver_of(self.handle)
         if receiver is None:
-            return super()._call(args, kwargs)
+            return super()._run(args, kwargs)
         self._follow_draft()
         due: bool | None = None
 
@@ -188,6 +186,36 @@ class RewrittenModule(TracedModule):
         finally:
             if due:
                 receiver.finish()
+
+    # ------------------------------------------------------------------ running compiled
+
+    def standing(self) -> list[Any]:
+        """Return what compiled code rests on: the graphs that hold, the draft, what is due."""
+        return [*super().standing(), *self._recorded()]
+
+    def _recorded(self) -> tuple[Any, ...]:
+        """Return which draft is followed, and the name of what is due next; None: no recorder."""
+        receiver = receiver_of(self.handle)
+        if receiver is None or function_level() is not None:
+            return (None,)
+        self._follow_draft()
+        return self.__dict__["_draft_version"], receiver.due_next(training=self.training)
+
+    def _graph_to_compile(self, runner: Runner) -> tuple[fx.Graph, bool]:
+        receiver, recorded = receiver_of(self.handle), self._recorded()
+        if receiver is None or recorded[0] is None:
+            return super()._graph_to_compile(runner)
+        due = recorded[1]
+        wanted = receiver.captures_due(due) if due else frozenset()
+        captures = [chosen for chosen in self.captures if (chosen.op, chosen.kind) in wanted]
+        graph = compilable_graph(
+            insert_captures(runner.program.graph, captures, self.handle),
+            self.handle,
+            {(chosen.op, chosen.kind): chosen.selection for chosen in captures},
+            training=self.training,
+            due=due,
+        )
+        return graph, True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RewrittenModule, (self.family, self.captures)

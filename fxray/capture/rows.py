@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch.utils.hooks import RemovableHandle
 
+from fxray.capture.spots import Kept, Spot
+from fxray.capture.values import all_to_numpy
 from fxray.draft import Schedule
-from fxray.store import ArrayInfo, Record, Row
+from fxray.store import Record, Row
 
 if TYPE_CHECKING:
+    import torch
+
+    from fxray.capture.spots import Field
     from fxray.capture.steps import Forward
-    from fxray.store import Store, StreamWriter
+    from fxray.capture.tally import Tally
+    from fxray.store import ArrayInfo, Store, StreamWriter
 
 __all__ = ["OpenRow", "Stream", "StreamKey"]
 
@@ -60,20 +66,18 @@ class OpenRow:
     Attributes:
         row: where it stands in the training.
         index: which forward of its phase it belongs to.
-        expected: names of what has yet to come.
+        expected: whose gradients have yet to come.
         all_expected: whether `expected` will grow no more: the forward has returned.
-        infos: what its arrays are, by name.
-        records: what has come, by name.
+        kept: what has come.
         sealed: whether it was written; what comes later comes too late.
         hooks: those to take off again when it is written.
     """
 
     row: Row
     index: int = 0
-    expected: set[str] = attrs.field(factory=set)
+    expected: set[Spot] = attrs.field(factory=set)
     all_expected: bool = False
-    infos: dict[str, ArrayInfo] = attrs.field(factory=dict)
-    records: dict[str, Record] = attrs.field(factory=dict)
+    kept: Kept = attrs.field(factory=dict)
     sealed: bool = False
     hooks: list[RemovableHandle] = attrs.field(factory=list)
 
@@ -88,23 +92,21 @@ class OpenRow:
             hook.remove()
         self.hooks.clear()
         self.expected.clear()
-        self.infos.clear()
-        self.records.clear()
-
-    def put(self, info: ArrayInfo, record: Record) -> None:
-        """Take the record of one array."""
-        self.infos[info.name] = info
-        self.records[info.name] = record
+        self.kept.clear()
 
 
 class Stream:
     """The rows of one stream, open ones first in first out, and its writer."""
 
-    def __init__(self, key: StreamKey, store: Store, run_id: str) -> None:
+    def __init__(self, key: StreamKey, store: Store, run_id: str, tally: Tally) -> None:
         self.key = key
-        self._store, self._run_id = store, run_id
+        self._store, self._run_id, self._tally = store, run_id, tally
         self._writer: StreamWriter | None = None
         self._names: dict[ArrayInfo, str] = {}
+        self._name_of: dict[Field, str] = {}
+        self._fields: list[Field] = []
+        self._numbers: list[list[int]] = []
+        self._known: list[str] = []
         self._open: collections.deque[OpenRow] = collections.deque()
 
     def open(self, forward: Forward) -> OpenRow:
@@ -136,13 +138,47 @@ class Stream:
         row.sealed = True
         for hook in row.hooks:
             hook.remove()
-        if not row.records:
-            return
+        # The hooks of a graph that lives on hold the row, and need not hold what it kept.
+        kept, row.kept = row.kept, {}
+        if kept:
+            records = self._records(kept)
+            if records:
+                self._begun().append(row.row, records)
+
+    def _records(self, kept: Kept) -> dict[str, Record]:
+        """Return what was kept as the store takes it, its arrays declared."""
+        fields = [*kept]
+        # Row after row the same arrays come in the same order.
+        if fields != self._fields:
+            self._fields, self._numbers, self._known = fields, _numbers(fields), []
+        tensors, sizes = zip(*kept.values(), strict=True)
+        arrays, errors = all_to_numpy(tensors, self._numbers)
+        for at, error in errors.items():
+            self._tally.failed(fields[at].spot.site, error)
+            fields[at].forget()
+        if errors:
+            return {
+                self._name(field): Record(arrays[at], sizes[at])
+                for at, field in enumerate(fields)
+                if at not in errors
+            }
+        if not self._known:
+            self._known = [self._name(field) for field in fields]
+        return dict(zip(self._known, map(Record, arrays, sizes), strict=True))
+
+    def _name(self, field: Field) -> str:
+        """Return the name of the array that a field fills here, declared if it was not."""
+        name = self._name_of.get(field)
+        if name is None:
+            name = self._name_of[field] = self._declare(self._begun(), field.info)
+            self._tally.kept(field.spot.site)
+            field.filled = True
+        return name
+
+    def _begun(self) -> StreamWriter:
         if self._writer is None:
             self._writer = self._store.writer(self._run_id, self.key.name, self.key.attributes)
-        names = {name: self._declare(self._writer, info) for name, info in row.infos.items()}
-        records = {names[name]: record for name, record in row.records.items()}
-        self._writer.append(row.row, records)
+        return self._writer
 
     def _declare(self, writer: StreamWriter, info: ArrayInfo) -> str:
         """Return the name under which the store keeps the array, declared if it was not.
@@ -163,9 +199,22 @@ class Stream:
         if self._writer is not None:
             self._writer.commit()
 
-    def close(self) -> None:
-        """Seal, commit and finish."""
+    def seal(self) -> None:
+        """Write what is open, complete or not."""
         while self._open:
             self.write(self._open.popleft())
+
+    def close(self) -> None:
+        """Seal, commit and finish."""
+        self.seal()
         if self._writer is not None:
             self._writer.close()
+
+
+def _numbers(fields: list[Field]) -> list[list[int]]:
+    """Return the places of fields that are single numbers, those of one dtype together."""
+    places: dict[torch.dtype, list[int]] = {}
+    for at, field in enumerate(fields):
+        if not field.dims:
+            places.setdefault(field.dtype, []).append(at)
+    return [*places.values()]

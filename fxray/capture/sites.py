@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
-from fxray.architecture import Op, TensorSpec
-from fxray.capture.values import dtype_name, to_numpy
-from fxray.draft import Capture, Schedule
-from fxray.errors import SelectionError
-from fxray.selections import NaturalSelection, describe, select
-from fxray.store import ArrayInfo, Record
+from fxray.capture.spots import Site, Spot
+from fxray.draft import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import torch
-
     from fxray.capture.rewrite import RewrittenModule
+    from fxray.draft import Capture
 
-__all__ = ["Due", "Lane", "Site", "Sites", "array_name"]
+__all__ = ["Due", "Lane", "Sites"]
 
 MOMENTS = {
     "output": "forward",
@@ -32,14 +25,11 @@ MOMENTS = {
 }
 """When in a step each kind is taken."""
 
+_HANDED = ("output", "grad", "input")
+"""The kinds that capture nodes hand over."""
 
-def array_name(path: str, kind: str, *rest: str) -> str:
-    """Return the name of an array in its stream.
-
-    >>> array_name("lstm", "output", "", "1.0", "mean")
-    'lstm.output.1.0.mean'
-    """
-    return ".".join(part for part in (path, kind, *rest) if part)
+_NAMED_SETS = 4
+_ALL, _AND = "all", "+"
 
 
 @attrs.frozen
@@ -50,70 +40,7 @@ class Lane:
     moment: str
 
 
-@attrs.frozen(eq=False)
-class Site:
-    """One capture, the op it is of, and the arrays it fills.
-
-    Attributes:
-        key: path and kind, which name a capture.
-        lane: index of its lane among those of the module.
-    """
-
-    capture: Capture
-    op: Op
-    lane: int
-    key: tuple[str, str] = attrs.field(init=False)
-    _infos: dict[tuple[str, str, str], ArrayInfo] = attrs.field(factory=dict, init=False)
-
-    @key.default
-    def _key(self) -> tuple[str, str]:
-        return self.capture.op, self.capture.kind
-
-    def parameters(self, net: RewrittenModule) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (name, parameter) as the module holds them now.
-
-        Looked up each time: `functional_call` and the like put others in their place.
-        """
-        for name in self.op.parameters:
-            path, _, last = self.op.parameter_path(name).rpartition(".")
-            parameter: Any = getattr(net.original.get_submodule(path), last, None)
-            if parameter is not None:
-                yield name, parameter
-
-    def records(
-        self, tensor: torch.Tensor, *, parameter: str = "", item: str = ""
-    ) -> Iterator[tuple[ArrayInfo, Record]]:
-        """Yield what the selection keeps of `tensor`; raises what the selection raises."""
-        size = tensor.shape
-        for field, kept in select(self.capture.selection, tensor.detach()).items():
-            values = to_numpy(kept)
-            info = self._infos.get((parameter, item, field))
-            if info is None:
-                name = array_name(*self.key, parameter, item, field)
-                told = self._attributes(size, parameter, item, field)
-                # A selection that keeps every dim keeps what they mean.
-                told["axes"] = NaturalSelection(self.capture.axes or None).axes_of(values.ndim)
-                info = ArrayInfo(name, dtype_name(kept), values.shape, told)
-                self._infos[parameter, item, field] = info
-            elif values.ndim != len(info.shape) or dtype_name(kept) != info.dtype:
-                was, now = TensorSpec(info.shape, info.dtype), TensorSpec.of(kept)
-                msg = f"it kept {was} before and {now} now; an array has one dtype and as many dims"
-                raise SelectionError(msg)
-            yield info, Record(values, size)
-
-    def _attributes(
-        self, size: tuple[int, ...], parameter: str, item: str, field: str
-    ) -> dict[str, Any]:
-        return {
-            "op": self.op.path,
-            "type": self.op.type,
-            "kind": self.capture.kind,
-            "parameter": parameter,
-            "item": item,
-            "field": field,
-            "selection": describe(self.capture.selection),
-            "size": list(size),
-        }
+_Handed = tuple[tuple[Site, Spot], ...]
 
 
 @attrs.frozen(eq=False)
@@ -124,11 +51,32 @@ class Due:
         sites: all of them.
         at: those a capture node hands over, by path and kind.
         lanes: the lanes they fill, by index.
+        weights: those of weights.
+        weight_grads: those of what an optimizer used.
+        told: whether the tally knows of these sites, by whether the forward trains.
     """
 
     sites: tuple[Site, ...]
     at: Mapping[tuple[str, str], Site]
     lanes: Mapping[int, Lane]
+    weights: tuple[Site, ...]
+    weight_grads: tuple[Site, ...]
+    told: set[bool] = attrs.field(factory=set, init=False)
+    _handed: dict[tuple[str, ...], dict[str, _Handed]] = attrs.field(factory=dict, init=False)
+
+    def handed(self, path: str, kinds: tuple[str, ...]) -> _Handed:
+        """Return the captures that a node at `path` hands over to, in the order of `kinds`.
+
+        Each with its spot of a tensor that is all an op gave.
+        """
+        by_path = self._handed.get(kinds)
+        if by_path is None:
+            by_path = self._handed[kinds] = {}
+        found = by_path.get(path)
+        if found is None:
+            sites = (self.at.get((path, kind)) for kind in kinds)
+            found = by_path[path] = tuple((s, s.spot("")) for s in sites if s is not None)
+        return found
 
 
 class Sites:
@@ -140,6 +88,8 @@ class Sites:
         self.all = tuple(self._site(net, chosen) for chosen in captures)
         self._schedules = tuple(dict.fromkeys(chosen.schedule for chosen in captures))
         self._due: dict[tuple[bool, ...], Due] = {}
+        self._names: dict[tuple[bool, ...], str] = {}
+        self._covered: dict[tuple[str, Due], bool] = {}
 
     def _site(self, net: RewrittenModule, chosen: Capture) -> Site:
         lane = Lane(chosen.schedule, MOMENTS[chosen.kind])
@@ -149,15 +99,62 @@ class Sites:
 
     def due(self, count: int) -> Due | None:
         """Return the captures due at the phase's own step `count`, None if none is."""
-        met = tuple(schedule.due(count) for schedule in self._schedules)
-        if not any(met):
+        met = self._met(count)
+        if True not in met:
             return None
-        if met not in self._due:
-            self._due[met] = self._gather(met)
-        return self._due[met]
+        found = self._due.get(met)
+        if found is None:
+            found = self._due[met] = self._gather(met)
+        return found
+
+    def _met(self, count: int) -> tuple[bool, ...]:
+        return tuple([schedule.due(count) for schedule in self._schedules])
 
     def _gather(self, met: tuple[bool, ...]) -> Due:
         schedules = {s for s, is_met in zip(self._schedules, met, strict=True) if is_met}
         sites = tuple(site for site in self.all if site.capture.schedule in schedules)
-        at = {s.key: s for s in sites if s.capture.kind in ("output", "grad", "input")}
-        return Due(sites, at, {site.lane: self.lanes[site.lane] for site in sites})
+        return Due(
+            sites,
+            {site.key: site for site in sites if site.capture.kind in _HANDED},
+            {site.lane: self.lanes[site.lane] for site in sites},
+            tuple(site for site in sites if site.capture.kind == "weight"),
+            tuple(site for site in sites if site.capture.kind == "weight_grad"),
+        )
+
+    # ------------------------------------------------------------------ sets by name
+
+    def name_due(self, count: int) -> str:
+        """Return the name of what capture nodes are to hand over at step `count`.
+
+        `""` for nothing. Of the names of single sets few are given out: each is a graph that
+        somebody compiles. After those it is the name of all captures.
+        """
+        met = self._met(count)
+        name = self._names.get(met)
+        if name is None:
+            name = self._names[met] = self._name(met)
+        return name
+
+    def _name(self, met: tuple[bool, ...]) -> str:
+        due = self._due.get(met) or self._gather(met)
+        names = dict.fromkeys(site.capture.schedule.name for site in due.at.values())
+        name = _AND.join(names)
+        given = {known for known in self._names.values() if known not in ("", _ALL)}
+        return name if not name or name in given or len(given) < _NAMED_SETS else _ALL
+
+    def named(self, name: str) -> frozenset[tuple[str, str]]:
+        """Return path and kind of the captures of a set by its name."""
+        schedules = set(name.split(_AND))
+        return frozenset(
+            site.key
+            for site in self.all
+            if site.capture.kind in _HANDED
+            and (name == _ALL or site.capture.schedule.name in schedules)
+        )
+
+    def covers(self, name: str, due: Due) -> bool:
+        """Return whether the set of that name holds all that nodes are to hand over."""
+        found = self._covered.get((name, due))
+        if found is None:
+            found = self._covered[name, due] = due.at.keys() <= self.named(name)
+        return found

@@ -68,9 +68,9 @@ class Steps:
 
     def begin(self, *, training: bool) -> Forward:
         """Count a forward that begins in this mode."""
-        phase = self._phase or ("train" if training else "eval")
+        phase = self._phase_of(training=training)
         trains = training and self._phase is None
-        first = not self._grouped or phase not in self._group_phases
+        first = self._is_first(phase)
         if first:
             self._counts[phase] += 1
             self._group_phases.add(phase)
@@ -94,6 +94,18 @@ class Steps:
         self._forwards[phase] += 1
         row = Row(step, self.epoch, batch, call, phase, time.time_ns())
         return Forward(row, self._counts[phase] - 1, index)
+
+    def peek(self, *, training: bool) -> int:
+        """Return the count that a forward would have if it began in this mode now."""
+        phase = self._phase_of(training=training)
+        return self._counts[phase] - (not self._is_first(phase))
+
+    def _phase_of(self, *, training: bool) -> str:
+        return self._phase or ("train" if training else "eval")
+
+    def _is_first(self, phase: str) -> bool:
+        """Return whether the next forward of `phase` begins a step of it."""
+        return not self._grouped or phase not in self._group_phases
 
     def now(self, what: str) -> Row:
         """Return the row of something that happens in the training step begun last.

@@ -12,7 +12,7 @@ from fxray.errors import FxrayWarning
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fxray.capture.sites import Site
+    from fxray.capture.spots import Site
 
 __all__ = ["Tally"]
 
@@ -20,28 +20,23 @@ _Key = tuple[str, str]
 
 
 class Tally:
-    """Counts by capture, and what was said once already."""
+    """What came of each capture, and what was said once already."""
 
     def __init__(self) -> None:
         self.steps: collections.Counter[str] = collections.Counter()
-        self._due: collections.Counter[_Key] = collections.Counter()
-        self._reached: collections.Counter[_Key] = collections.Counter()
-        self._kept: collections.Counter[_Key] = collections.Counter()
+        self._due: set[_Key] = set()
+        self._kept: set[_Key] = set()
         self._failures: dict[_Key, tuple[int, str]] = {}
         self._counted: collections.Counter[str] = collections.Counter()
         self._said: set[str] = set()
 
-    def due(self, site: Site) -> None:
-        """Count a capture as due."""
-        self._due[site.key] += 1
-
-    def reached(self, site: Site) -> None:
-        """Count a capture whose tensor was seen."""
-        self._reached[site.key] += 1
+    def due(self, sites: Iterable[Site]) -> None:
+        """Note captures that were due."""
+        self._due.update(site.key for site in sites)
 
     def kept(self, site: Site) -> None:
-        """Count a capture that kept something."""
-        self._kept[site.key] += 1
+        """Note a capture that kept something."""
+        self._kept.add(site.key)
 
     def failed(self, site: Site, error: Exception) -> None:
         """Count a selection that failed; say so once per capture."""
@@ -87,7 +82,7 @@ class Tally:
         """
         by_reason: dict[tuple[str, str], list[str]] = {}
         for site in sites:
-            if not self._kept[site.key]:
+            if site.key not in self._kept:
                 path, kind = site.key
                 by_reason.setdefault((kind, self._reason(site)), []).append(path)
         return [
@@ -101,7 +96,7 @@ class Tally:
             return "the module was never called while recording"
         if site.key in self._failures:
             return "its selection failed every time"
-        if not self._due[site.key]:
+        if site.key not in self._due:
             steps = ", ".join(f"{count} of {phase}" for phase, count in self.steps.items())
             return f"never due (kept {site.capture.schedule.name}; steps were {steps})"
         if kind == "weight_grad":

@@ -16,12 +16,12 @@ from fxray.errors import StoreError
 from fxray.store import refusals
 from fxray.store.layout import COORDINATES, Dtype, dtype_of
 from fxray.store.plain import to_json
-from fxray.store.protocol import ArrayInfo, Record
+from fxray.store.protocol import ArrayInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fxray.store.protocol import Row
+    from fxray.store.protocol import Record, Row
 
 __all__ = ["MemoryReader", "MemoryView", "MemoryWriter"]
 
@@ -38,23 +38,32 @@ class _Array:
     Attributes:
         info: how it was declared, as it comes back from JSON.
         dtype: how its records are kept.
+        raw: dtype of what is appended.
+        ndim: of a record.
+        size: nominal, of what is selected from.
         widest: sizes that the nominal shape and every record fit into.
         whole: whether no record is missing and all have the nominal shape.
     """
 
     info: ArrayInfo
     dtype: Dtype
+    raw: np.dtype[Any]
+    ndim: int
+    size: tuple[int, ...]
     widest: tuple[int, ...]
     whole: bool
 
-    def seen(self, record: Record | None) -> _Array:
-        """Return what is known after one more row, `record` None where it is missing."""
-        shape = self.info.shape if record is None else record.values.shape
-        whole = self.whole and record is not None and shape == self.info.shape
-        widest = tuple(map(max, shape, self.widest))
+    def seen(self, shape: tuple[int, ...] | None) -> _Array:
+        """Return what is known after a record of that shape, None for a missing one."""
+        whole = self.whole and shape == self.info.shape
+        widest = self.widest if shape is None else tuple(map(max, shape, self.widest))
         if (widest, whole) == (self.widest, self.whole):
             return self
         return attrs.evolve(self, widest=widest, whole=whole)
+
+
+_Held = tuple["NDArray[Any]", tuple[int, ...]]
+"""The values of a record and the size of what they were selected from, both the store's own."""
 
 
 @attrs.frozen(eq=False)
@@ -62,7 +71,7 @@ class _Entry:
     """One row; appended as a whole, so that an interrupt leaves none half there."""
 
     coords: Mapping[str, Any]
-    records: Mapping[str, Record]
+    records: Mapping[str, _Held]
 
 
 @attrs.frozen(eq=False)
@@ -108,7 +117,9 @@ class MemoryWriter:
                 refusals.check_same(self._name, known.info, info)
                 return
             dtype, whole = dtype_of(info.dtype), not self.entries
-            self._arrays[info.name] = _Array(info, dtype, info.shape, whole)
+            self._arrays[info.name] = _Array(
+                info, dtype, dtype.raw, len(info.shape), info.size, info.shape, whole
+            )
 
     def append(self, row: Row, records: Mapping[str, Record]) -> None:
         """Add one row.
@@ -120,16 +131,22 @@ class MemoryWriter:
         with self._own_lock():
             self._check_open()
             arrays = self._arrays
+            held: dict[str, _Held] = {}
+            changed: dict[str, _Array] = {}
             for name, record in records.items():
-                array = arrays.get(name)
-                known = None if array is None else (array.info, array.dtype.raw)
-                refusals.check_record(self._name, name, known, record)
-            entry = _Entry(
-                {name: kind(getattr(row, name)) for name, kind in _COORDINATES.items()},
-                {name: _copied(record) for name, record in records.items()},
-            )
-            for name, array in arrays.items():
-                arrays[name] = array.seen(entry.records.get(name))
+                array, values = arrays.get(name), record.values
+                if array is None or values.dtype is not array.raw or values.ndim != array.ndim:
+                    known = None if array is None else (array.info, array.raw)
+                    refusals.check_record(self._name, name, known, record)
+                    array = arrays[name]
+                held[name] = _copied(record, array.size)
+                if values.shape != array.info.shape:
+                    changed[name] = array.seen(values.shape)
+            if len(held) < len(arrays):
+                changed |= {name: arrays[name].seen(None) for name in arrays.keys() - held.keys()}
+            coords = {name: kind(getattr(row, name)) for name, kind in _COORDINATES.items()}
+            entry = _Entry(coords, held)
+            arrays.update(changed)
             self.entries.append(entry)
 
     def commit(self) -> None:
@@ -165,9 +182,9 @@ class MemoryWriter:
         return self._lock
 
 
-def _copied(record: Record) -> Record:
-    size = tuple(map(int, record.size))
-    return attrs.evolve(record, values=np.array(record.values, order="C"), size=size)
+def _copied(record: Record, nominal: tuple[int, ...]) -> _Held:
+    size = nominal if record.size == nominal else tuple(map(int, record.size))
+    return np.array(record.values, order="C"), size
 
 
 @attrs.frozen(eq=False)
@@ -176,7 +193,7 @@ class MemoryView:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    _records: list[Record | None]
+    _records: list[_Held | None]
     _kept: Dtype
 
     def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
@@ -187,8 +204,9 @@ class MemoryView:
         for at, row in enumerate(rows.flat):
             record = self._records[row]
             if record is not None:
-                within: tuple[Any, ...] = (at, *map(slice, record.values.shape))
-                block[within] = record.values
+                values, _ = record
+                within: tuple[Any, ...] = (at, *map(slice, values.shape))
+                block[within] = values
         block = block.reshape(rows.shape + self.shape[1:])
         # The last dim first: whatever an index does to its dim, those before keep their place.
         for dim in reversed(range(len(rest))):
@@ -210,7 +228,7 @@ class MemoryReader:
         self.rows = self._prefix.rows
         self.arrays = MappingProxyType({name: array.info for name, array in arrays.items()})
         self._coords: Mapping[str, NDArray[Any]] | None = None
-        self._columns: dict[str, list[Record | None]] = {}
+        self._columns: dict[str, list[_Held | None]] = {}
 
     @property
     def coords(self) -> Mapping[str, NDArray[Any]]:
@@ -236,7 +254,8 @@ class MemoryReader:
         record = self._stream.entries[row].records.get(name)
         if record is None:
             raise refusals.no_record(name, row, self._stream.where)
-        return record.values.copy().view(dtype_of(info.dtype).numpy)
+        values, _ = record
+        return values.copy().view(dtype_of(info.dtype).numpy)
 
     def array(self, name: str) -> MemoryView:
         """Return the whole array, padded with NaN (ints: 0), to be read in blocks."""
@@ -254,11 +273,11 @@ class MemoryReader:
 
     def shapes(self, name: str) -> list[tuple[int, ...] | None]:
         """Return the true shape of each record of array `name`, None where it is missing."""
-        return [record.values.shape if record else None for record in self._column(name)]
+        return [record[0].shape if record else None for record in self._column(name)]
 
     def sizes(self, name: str) -> list[tuple[int, ...] | None]:
         """Return the shape that each record of `name` was selected from, None where missing."""
-        return [record.size if record else None for record in self._column(name)]
+        return [record[1] if record else None for record in self._column(name)]
 
     def refresh(self) -> bool:
         """Look again; return whether more was committed meanwhile."""
@@ -266,7 +285,7 @@ class MemoryReader:
         self._look()
         return self._prefix is not before
 
-    def _column(self, name: str) -> list[Record | None]:
+    def _column(self, name: str) -> list[_Held | None]:
         refusals.declared(self.arrays, name, self._stream.where)
         if name not in self._columns:
             entries = self._stream.entries[: self.rows]

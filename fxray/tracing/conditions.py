@@ -42,15 +42,21 @@ class Watch:
         self._last = 0
         self._links: Links | None = None
 
-    def changed(self) -> Change | None:
-        """Return None if everything is as it was when the graph was traced, else what is not."""
+    def changed(self, *, modes: bool = True) -> Change | None:
+        """Return None if everything is as it was when the graph was traced, else what is not.
+
+        Args:
+            modes: whether to ask for autograd, inference mode and autocast as well.
+        """
         links = self._links
-        if links is not None and links.hold():
+        if links is not None and links.hold(modes=modes):
             return None
         # What differed last time most likely still does: a graph of other training flags.
         find = Find(self.model, self._local)
         checks = self._checks
         for index in (self._last, *range(len(checks))):
+            if not (modes or index):
+                continue
             change: Change | None = checks[index](find)
             if change is not None:
                 self._last = index

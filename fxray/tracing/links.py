@@ -155,8 +155,8 @@ class Links:
             if name in fields:
                 (self._hooks if counts.get(name) else self._no_hooks).append(fields[name])
 
-    def hold(self) -> bool:
-        """Return whether every object is the very one that it was."""
+    def hold(self, *, modes: bool = True) -> bool:
+        """Return whether every object is the very one that it was, and the modes, if asked."""
         fields, names, values = self._columns
         if not all(map(operator.is_, map(dict.get, fields, names, repeat(MISSING)), values)):
             return False
@@ -166,7 +166,7 @@ class Links:
             return False
         if self._hooks and [*map(list, self._hooks)] != self._hook_ids:
             return False
-        return self._rest_holds()
+        return (not modes or not self._ambient or self._modes_hold()) and self._rest_holds()
 
     def _items_hold(self) -> bool:
         items = chain.from_iterable(self._live)
@@ -174,8 +174,7 @@ class Links:
 
     def _rest_holds(self) -> bool:
         return (
-            (not self._ambient or self._modes_hold())
-            and self._columns_hold()
+            self._columns_hold()
             and self._tensors_hold()
             and all(array.tobytes() == was for array, was in self._arrays)
         )

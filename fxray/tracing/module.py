@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import fx, nn
 
-from fxray.errors import BranchError, TraceError
+from fxray.errors import BranchError, NoGraphError, TraceError
 from fxray.torch_private import saves_tensors_elsewhere
+from fxray.tracing.choice import Choice, Offer, dispatcher, earlier_calls, looks_at_data, traceable
 from fxray.tracing.codegen import compile_graph
+from fxray.tracing.for_compiler import traced_for_compiler
 from fxray.tracing.program import Before, Runner, mode_name
+from fxray.tracing.takes import bind_function, take_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +50,10 @@ class TracedModule(fx.GraphModule):
         self.__dict__["_original"] = original
         self.__dict__["_family"] = family
         self.__dict__["_handed"] = None
+        self.__dict__["choice"] = Choice(self)
+        self.__dict__["constants_of"] = {}
+        self.__dict__["refused"] = {}
+        self.__dict__["_for_compiler"] = weakref.WeakKeyDictionary()
         # Dynamo asks every GraphModule where its lines came from.
         self._lineno_map, self._prologue_start = {}, None
         # fx gives every GraphModule a class of its own, to which its forward belongs.
@@ -65,12 +73,9 @@ class TracedModule(fx.GraphModule):
 
     # ------------------------------------------------------------------ running
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the graph that the call fits, else the model itself."""
         mode = mode_name(training=self.training)
-        if torch.compiler.is_compiling():
-            runner = self.family.of(mode)[0]
-            return runner.run(runner.inputs(args, kwargs))
         found, out = self._run_graph(mode, args, kwargs, _bare)
         return out if found else self._original(*args, **kwargs)
 
@@ -108,6 +113,62 @@ class TracedModule(fx.GraphModule):
                 tried.append(runner)
                 fitted = family.fit_another(mode, args, kwargs, tried, flipped)
         return False, None
+
+    # ------------------------------------------------------------------ running compiled
+
+    def standing(self) -> list[Any]:
+        """Return what compiled code rests on: the mode, and the graphs whose state holds."""
+        mode = mode_name(training=self.training)
+        runners = sorted(self.family.of(mode), key=lambda runner: runner.program.name)
+        both = [r for one in runners for r in (one, self._for_compiler.get(one.program)) if r]
+        held = [r.program for r in both if r.watch.changed(modes=False) is None]
+        return [mode, *map(weakref.ref, held)]
+
+    def code_now(self) -> Callable[..., Any]:
+        """Return the function that a compiler is to trace for a call made now."""
+        offers = [
+            offer
+            for runner in self.family.of(mode_name(training=self.training))
+            if (offer := self._offer(runner)) is not None
+        ]
+        return dispatcher(bind_function(self.family.signature), offers, earlier_calls(self))
+
+    def _offer(self, runner: Runner) -> Offer | None:
+        """Return a graph as a compiler can trace it, None where it cannot or does not hold now."""
+        if runner.watch.changed() is not None:
+            return None
+        if looks_at_data(runner.program.graph):
+            made = self._for_compiler
+            if runner.program not in made:
+                made[runner.program] = traced_for_compiler(self.family, runner)
+            other = made[runner.program]
+            if other is None or other.watch.changed() is not None:
+                return None
+            runner = other
+        program = runner.program
+        try:
+            take = take_function(program.call, self.family.signature.parameters)
+        except NoGraphError:
+            return None
+        self.constants_of[program.name] = tuple(program.constants.values())
+        graph, ticketed = self._graph_to_compile(runner)
+        run = traceable(graph, program.name, tuple(program.constants))
+        refused = tuple(self.refused.get(program.name, ()))
+        return Offer(program.name, take, run, refused, ticketed)
+
+    def _graph_to_compile(self, runner: Runner) -> tuple[fx.Graph, bool]:
+        """Return a graph for a compiler, and whether it takes a ticket."""
+        return runner.program.graph, False
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="fxray has no graph for this call that can be compiled: another size, layout or "
+        "state of the model than it was traced for, or a branch on data. Call the module once "
+        "eagerly with such an input, or give sizes= or examples= to fxray.Xray; without "
+        "fullgraph=True it runs eagerly"
+    )
+    def run_uncompiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call that no graph takes, as in eager mode: another graph may come of it."""
+        return self._run(args, kwargs)
 
     # ------------------------------------------------------------------ torch.fx's own interface
 
@@ -279,8 +340,16 @@ def _forward_like(signature: inspect.Signature) -> Callable[..., Any]:
     """Return a forward that shows `signature`: trainers read it to know what to pass."""
 
     def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:
-        return self._call(args, kwargs)
+        # Here and not in a function of its own: where a compiler breaks off, it forgets what
+        # the functions rest on that it was in the midst of, and would never ask again.
+        if torch.compiler.is_compiling():
+            taken, out = self.choice.code_now()(self, args, kwargs)
+            if taken:
+                return out
+        return self.run_uncompiled(args, kwargs)
 
+    # A compiler keeps what it made, and how often, with the code: each module has its own.
+    forward.__code__ = forward.__code__.replace()
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [own, *signature.parameters.values()]
     forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -123,6 +123,8 @@ class Report:
             left = len(self.branches) - SHOWN
             more = f" and {left} more, in report.branches" if left > 0 else ""
             yield "branches", f"guarded: {told}{more}"
+        if any(branch.by == "data" for branch in self.branches):
+            yield "compile", "leave fullgraph=True out: with branches on data it runs eagerly"
         if self.regions:
             yield "regions", f"{self.regions} checkpointed, and kept so"
         if self.constants:

@@ -124,8 +124,9 @@ def refill(owner: Any, items: list[Any]) -> None:
 
 def run_object(target: Any, *args: Any, **kwargs: Any) -> Any:
     """Call something that is no plain function: a scripted function, an autograd.Function."""
-    call: Any = getattr(target, "apply", target)  # an autograd.Function is a class
-    return call(*args, **kwargs)
+    if isinstance(target, type):  # an autograd.Function
+        target = target.apply  # type: ignore[attr-defined]
+    return target(*args, **kwargs)
 
 
 def build_mapping(cls: Any, items: dict[str, Any], fields: dict[str, Any] | None = None) -> Any:

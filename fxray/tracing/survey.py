@@ -33,7 +33,6 @@ SURVEYING = threading.RLock()
 """Held by whoever adds to a survey: forwards of one model may run on several threads."""
 
 
-
 @attrs.frozen
 class Spot:
     """Where in a forward an op is called.
