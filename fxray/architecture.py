@@ -15,11 +15,20 @@ import torch
 
 from fxray.errors import UnknownNameError, nearest
 
-__all__ = ["Architecture", "Op", "Role", "TensorSpec"]
+__all__ = ["Architecture", "Op", "Role", "TensorSpec", "within"]
 
 Role = Literal["module", "function", "method", "parameter", "input"]
 """How an op stands in the model: a leaf module called, a function or a tensor
 method called, a bare parameter read in a forward, or an input of the model."""
+
+
+def within(module: str, path: str) -> str:
+    """Return what a path inside the module called `module` is called where there are several.
+
+    >>> within("generator", "conv1"), within("generator", ""), within("", "conv1")
+    ('generator.conv1', 'generator', 'conv1')
+    """
+    return ".".join(filter(None, (module, path)))
 
 
 def _tuple(values: Iterable[Any]) -> tuple[Any, ...]:
@@ -121,6 +130,20 @@ class Op:
         """Return the state_dict path of the parameter called `name` below the op."""
         return self.path if self.role == "parameter" else f"{self.module}.{name}"
 
+    def within(self, module: str) -> Op:
+        """Return the op as one of several models', that which is called `module`.
+
+        Whatever it goes by begins with that name: path, key, fx nodes, modules.
+        """
+        return attrs.evolve(
+            self,
+            path=within(module, self.path),
+            key=within(module, self.key),
+            module=None if self.module is None else within(module, self.module),
+            scope=(module, *(within(module, call) for call in self.scope)),
+            nodes={mode: within(module, node) for mode, node in self.nodes.items()},
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the op as JSON-ready plain data."""
         plain: dict[str, Any] = attrs.asdict(self, recurse=False)
@@ -160,7 +183,8 @@ class Architecture(Mapping[str, Op]):
     Attributes:
         model: class name of the traced model.
         graph: the frozen `networkx.DiGraph`; its nodes in the order the ops run.
-        modules: class name of every module of the model by path, the root as `""`.
+        modules: class name of every module of the model by path, the root as `""`; of
+            several models there is no common root.
         returns: paths of the ops whose tensors a module call returned, by call
             (`"layer1"`, `"layer1@1"`; the root as `""`).
     """
@@ -197,6 +221,27 @@ class Architecture(Mapping[str, Op]):
             slots = graph.edges[tail, head]["slots"] if graph.has_edge(tail, head) else ()
             graph.add_edge(tail, head, slots=(*slots, slot))
         return cls(model, graph, modules, returns)
+
+    @classmethod
+    def of_several(cls, parts: Mapping[str, Architecture]) -> Architecture:
+        """Return the architectures of several models as one, each under its name."""
+        modules, returns = {}, {}
+        for name, part in parts.items():
+            modules.update((within(name, path), kind) for path, kind in part.modules.items())
+            for call, paths in part.returns.items():
+                returns[within(name, call)] = tuple(within(name, path) for path in paths)
+        return cls.build(
+            ", ".join(f"{name}: {part.model}" for name, part in parts.items()),
+            [op.within(name) for name, part in parts.items() for op in part.values()],
+            [
+                (within(name, tail), within(name, head), slot)
+                for name, part in parts.items()
+                for tail, head, slots in part.graph.edges(data="slots")
+                for slot in slots
+            ],
+            modules,
+            returns,
+        )
 
     def __getitem__(self, name: str) -> Op:
         op: Op = self.graph.nodes[self.resolve(name)]["op"]

@@ -305,7 +305,7 @@ def _call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def record(
-    net: nn.Module,
+    net: nn.Module | Mapping[str, nn.Module],
     place: str | os.PathLike[str] | None = None,
     *,
     name: str = "",
@@ -314,16 +314,23 @@ def record(
 ) -> Recorder:
     """Begin a run: record what `net` captures until the recorder is closed.
 
+    Several modules are recorded in one run by name, `record({"generator": g,
+    "discriminator": d}, …)`; the names are the first parts of their paths:
+    `run["generator.conv1"]`. They share the count of steps: without help each outermost
+    forward in training mode, of whichever module, is one step. Where a step of the training
+    runs several, as in a GAN, put it in `with recorder.step():`.
+
     Args:
-        net: what `Xray.rewrite` gave, or a module that wraps it.
+        net: what `Xray.rewrite` gave, or a module that wraps it (`torch.compile`, DDP);
+            several of those by name.
         place: a path, `file://…`, `memory://…`; None records in memory, for a first look.
         name: of the run, for people; ids are unique by themselves.
         tags: JSON-ready values of your own that the run carries.
         commit_every: seconds between commits; a crash loses at most what came after one.
 
     Raises:
-        RecordError: `net` is not rewritten, or is being recorded already; a tag that JSON
-            does not hold.
+        RecordError: `net` is not rewritten, or is being recorded already; a name that no
+            path can begin with, or one module under two; a tag that JSON does not hold.
         StoreError: `place` cannot be written.
     """
     told = _plain_tags(tags or {})
@@ -333,7 +340,7 @@ def record(
         return Run(store.run(run_id))
 
     return Recorder(
-        _rewritten_in(net),
+        _rewritten_by_name(net),
         store,
         name=name,
         tags=told,
@@ -364,10 +371,35 @@ def _plain_tags(tags: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _rewritten_in(net: object) -> RewrittenModule:
-    if isinstance(net, Mapping):
-        msg = "recording several modules in one run is not possible yet; give one module"
+def _rewritten_by_name(net: object) -> dict[str, RewrittenModule]:
+    """Return the rewritten modules to record by name, a single one as `""`."""
+    if not isinstance(net, Mapping):
+        return {"": _rewritten_in(net)}
+    if not net:
+        msg = "fxray.record was given no module: the dict is empty"
         raise RecordError(msg)
+    found: dict[str, RewrittenModule] = {}
+    for name, module in net.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            msg = (
+                f"{name!r} is no name for a module: paths begin with it, so it is to be one word "
+                "of letters, digits and underscores, such as 'generator'"
+            )
+            raise RecordError(msg)
+        try:
+            rewritten = _rewritten_in(module)
+        except RecordError as error:
+            msg = f"{name!r}: {error}"
+            raise RecordError(msg) from None
+        same = next((other for other, known in found.items() if known is rewritten), None)
+        if same is not None:
+            msg = f"{same!r} and {name!r} are one module; give it once"
+            raise RecordError(msg)
+        found[name] = rewritten
+    return found
+
+
+def _rewritten_in(net: object) -> RewrittenModule:
     if isinstance(net, RewrittenModule):
         return net
     if not isinstance(net, nn.Module):
@@ -377,7 +409,10 @@ def _rewritten_in(net: object) -> RewrittenModule:
     if len(found) == 1:
         return found[0]
     if found:
-        msg = f"{type(net).__name__} holds {len(found)} rewritten modules; give one of them"
+        msg = (
+            f"{type(net).__name__} holds {len(found)} rewritten modules; give one of them, or "
+            'several by name: fxray.record({"generator": g, "discriminator": d}, …)'
+        )
     else:
         msg = (
             f"{type(net).__name__} holds no capture nodes; record what xray.rewrite() gives: "

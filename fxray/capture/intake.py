@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fxray.capture.spots import Site, Spot
     from fxray.capture.steps import Steps
     from fxray.capture.tally import Tally
+    from fxray.draft import Schedule
     from fxray.store import Row, Store
 
 __all__ = ["Intake", "Now"]
@@ -69,17 +70,21 @@ class Intake:
         *,
         steps: Steps,
         tally: Tally,
+        lock: threading.RLock,
         absorb: Callable[[Exception], None],
+        module: str = "",
     ) -> None:
         self._net, self._store, self._run_id = net, store, run_id
         self._steps, self._tally, self._absorb = steps, tally, absorb
+        self._module = module
         # Gradients of tensors on other devices come on threads of autograd's own.
-        self.lock = threading.RLock()
+        self.lock = lock
         self._pid = os.getpid()
         self._closed = False
-        self._sites = Sites(net, net.captures)
+        self._sites = Sites(net, net.captures, module)
         self._every_site = {site.key: site for site in self._sites.all}
         self._streams: dict[StreamKey, Stream] = {}
+        self._before: dict[str, int] = {}
         self._of_thread = _OfThread()
         self._awaited = Awaited()
 
@@ -137,6 +142,7 @@ class Intake:
         with self._alone():
             self._follow_draft()
             forward = self._steps.begin(training=training)
+            self._tally.called.add(self._module)
             if not forward.row.call:
                 self._tally.steps[forward.row.phase] += 1
             transformed = function_level() is not None
@@ -151,23 +157,24 @@ class Intake:
                 )
             elif due is not None:
                 now = Now(forward, due, self._open_rows(forward, due))
-                self._note_due(due, trains=forward.row.phase == "train")
+                self._note_due(due, forward.row)
                 self._put_weights(now)
         return None if self._closed else now
 
     def _follow_draft(self) -> None:
         captures = self._net.captures
         if captures is not self._sites.captures:
-            self._sites = Sites(self._net, captures)
+            self._sites = Sites(self._net, captures, self._module)
             self._every_site.update((site.key, site) for site in self._sites.all)
 
-    def _note_due(self, due: Due, *, trains: bool) -> None:
+    def _note_due(self, due: Due, row: Row) -> None:
+        trains = row.phase == "train"
         if trains not in due.told:
             due.told.add(trains)
             self._tally.due(s for s in due.sites if trains or s.capture.kind != "weight_grad")
         if trains:
             for site in due.weight_grads:
-                self._awaited.add(site)
+                self._awaited.add(site, row.step)
 
     def _put_weights(self, now: Now) -> None:
         for site in now.due.weights:
@@ -185,19 +192,25 @@ class Intake:
 
     def _seal_old(self, forward: Forward) -> None:
         """Write the rows whose second next forward begins, whatever they still miss."""
+        # The next one counts of this module alone: others of the run have forwards between.
+        before = self._before.get(forward.row.phase, 0)
+        self._before[forward.row.phase] = forward.index
         for key, stream in self._streams.items():
             if key.phase == forward.row.phase and key.moment != "optimizer":
                 # The rows of a step that is still open wait for its one backward.
                 step = forward.row.step if self._steps.grouped else None
-                stream.seal_before(forward.index - 1, open_step=step)
+                stream.seal_before(before, open_step=step)
 
     def _open_rows(self, forward: Forward, due: Due) -> dict[int, OpenRow]:
         rows = {}
         for index, lane in due.lanes.items():
             if lane.moment != "optimizer":
-                key = StreamKey(forward.row.phase, lane.moment, lane.schedule)
+                key = self._stream_key(forward.row.phase, lane.moment, lane.schedule)
                 rows[index] = self._stream(key).open(forward)
         return rows
+
+    def _stream_key(self, phase: str, moment: str, schedule: Schedule) -> StreamKey:
+        return StreamKey(phase, moment, schedule, module=self._module)
 
     def _stream(self, key: StreamKey) -> Stream:
         stream = self._streams.get(key)
@@ -329,7 +342,8 @@ class Intake:
     def _take_used(self, optimizer: torch.optim.Optimizer) -> None:
         rows: dict[int, OpenRow] = {}
         place: Row | None = None
-        for site, name, gradient in self._awaited.used(self._net, optimizer):
+        step = max(self._steps.step - 1, 0)
+        for site, name, gradient in self._awaited.used(self._net, optimizer, step):
             place = place or self._steps.now("optimizer")
             row = rows.get(site.lane)
             if row is None:
@@ -337,7 +351,7 @@ class Intake:
             self._put(site.spot(name), row, gradient)
         for index, row in rows.items():
             schedule = self._sites.lanes[index].schedule
-            self._stream(StreamKey("train", "optimizer", schedule)).write(row)
+            self._stream(self._stream_key("train", "optimizer", schedule)).write(row)
 
 
 def _skipped(optimizer: torch.optim.Optimizer) -> bool:

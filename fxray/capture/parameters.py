@@ -42,26 +42,38 @@ class Awaited:
     """The gradients that were due and wait for the next optimizer that uses them."""
 
     def __init__(self) -> None:
-        self._sites: dict[tuple[tuple[str, str], str], Site] = {}
+        self._sites: dict[tuple[tuple[str, str], str], tuple[Site, int]] = {}
+        self._taken: dict[tuple[tuple[str, str], str], int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._sites)
 
-    def add(self, site: Site) -> None:
-        """Await the gradients of every parameter of a site's op."""
+    def add(self, site: Site, step: int) -> None:
+        """Await the gradients of every parameter of a site's op, due at `step`."""
         for name in site.op.parameters:
-            self._sites[site.key, name] = site
+            self._sites[site.key, name] = site, step
 
     def used(
-        self, net: Net, optimizer: torch.optim.Optimizer
+        self, net: Net, optimizer: torch.optim.Optimizer, step: int
     ) -> Iterator[tuple[Site, str, torch.Tensor]]:
         """Yield (site, parameter's name, gradient) of what an optimizer has just used.
 
         Parameter by parameter: weights and biases may have optimizers of their own.
+
+        Args:
+            net: the module.
+            optimizer: it has stepped.
+            step: in which it did.
         """
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for (key, name), site in [*self._sites.items()]:
+        for (key, name), (site, due) in [*self._sites.items()]:
+            if due != step and self._taken.get((key, name)) == due:
+                # A step of several forwards, of which one came after the optimizer: its
+                # gradient is another's (of a GAN's discriminator, the generator's loss).
+                del self._sites[key, name]
+                continue
             p = _parameter(net, site, name)
             if p is not None and id(p) in owned and p.grad is not None:
                 del self._sites[key, name]
+                self._taken[key, name] = due
                 yield site, name, p.grad

@@ -8,12 +8,14 @@ import datetime as dt
 import os
 import platform
 import secrets
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from fxray.architecture import Architecture, within
 from fxray.capture.commits import CommitThread
 from fxray.capture.log import LogStream, number
 from fxray.capture.node import connect, disconnect, receiver_of
@@ -63,7 +65,7 @@ class Pass:
 
 
 class Recorder:
-    """Records what a rewritten module captures, until closed.
+    """Records what rewritten modules capture, until closed.
 
     Made by `fxray.record`; a context manager. Whatever goes wrong on its side is
     absorbed, told once and raised at `close`, never in the middle of training.
@@ -74,7 +76,7 @@ class Recorder:
 
     def __init__(  # noqa: PLR0913 - what a run is begun with, each by its name
         self,
-        net: RewrittenModule,
+        nets: Mapping[str, RewrittenModule],
         store: Store,
         *,
         name: str,
@@ -83,50 +85,97 @@ class Recorder:
         commit_every: float,
         read: Callable[[str], Any],
     ) -> None:
-        if receiver_of(net.handle) is not None:
-            msg = "this module is being recorded already; close that recorder first"
-            raise RecordError(msg)
+        for module, net in nets.items():
+            if receiver_of(net.handle) is not None:
+                which = repr(module) if module else "this module"
+                msg = f"{which} is being recorded already; close that recorder first"
+                raise RecordError(msg)
         self.id = secrets.token_hex(6)
-        self._net, self._store, self._read = net, store, read
+        self._nets, self._store, self._read = dict(nets), store, read
         self._pid = os.getpid()
         self._error: Exception | None = None
         self._closed = False
         self._tally = Tally()
         self._steps = Steps()
-        self._intake = NumberedIntake(
-            net, store, self.id, steps=self._steps, tally=self._tally, absorb=self._absorb
-        )
+        shared: dict[str, Any] = {
+            "steps": self._steps,
+            "tally": self._tally,
+            "lock": threading.RLock(),
+            "absorb": self._absorb,
+        }
+        self._intakes = {
+            module: NumberedIntake(net, store, self.id, module=module, **shared)
+            for module, net in nets.items()
+        }
         self._log = LogStream(store, self.id)
-        self._told = net.architecture
-        store.begin_run(self.id, self._attributes(name, tags, versions), self._told.to_dict())
-        connect(net.handle, self._intake)
-        # These hold the recorder, so that one nobody kept still records until the process ends.
-        self._optimizer_hook = register_optimizer_step_post_hook(self._intake.stepped)
-        atexit.register(self.close)
+        self._told = self._known()
+        graph = self._graph()
+        store.begin_run(self.id, self._attributes(name, tags, versions, graph), graph.to_dict())
         self._commits = CommitThread(self._commit, commit_every)
+        with contextlib.ExitStack() as undone:
+            self._connect(undone)
+            self._connected = undone.pop_all()
+
+    def _connect(self, undone: contextlib.ExitStack) -> None:
+        """Begin to take what comes; `undone` ends it, half-way too."""
+        undone.callback(self._disconnect)
+        for module, net in self._nets.items():
+            connect(net.handle, self._intakes[module])
+        # These hold the recorder, so that one nobody kept still records until the process ends.
+        for intake in self._intakes.values():
+            undone.callback(register_optimizer_step_post_hook(intake.stepped).remove)
+        atexit.register(self.close)
+        undone.callback(atexit.unregister, self.close)
         self._commits.start()
 
+    def _disconnect(self) -> None:
+        for module, net in self._nets.items():
+            disconnect(net.handle)
+            self._intakes[module].close()
+
+    def _known(self) -> tuple[Architecture, ...]:
+        return tuple(net.architecture for net in self._nets.values())
+
+    def _graph(self) -> Architecture:
+        """Return the graph of all that is recorded."""
+        parts = dict(zip(self._nets, self._told, strict=True))
+        return parts[""] if "" in parts else Architecture.of_several(parts)
+
+    def _captures(self) -> list[dict[str, Any]]:
+        return [
+            {**chosen.to_dict(), "op": within(module, chosen.op)}
+            for module, net in self._nets.items()
+            for chosen in net.captures
+        ]
+
     def _attributes(
-        self, name: str, tags: Mapping[str, Any], versions: Mapping[str, str]
+        self,
+        name: str,
+        tags: Mapping[str, Any],
+        versions: Mapping[str, str],
+        graph: Architecture,
     ) -> dict[str, Any]:
-        architecture, model = self._net.architecture, type(self._net.original)
+        models = {module: _model(net) for module, net in self._nets.items()}
         return {
             "id": self.id,
             "name": name,
             "started": _now_text(),
             "finished": None,
             "tags": dict(tags),
-            "model": {
-                "class": f"{model.__module__}.{model.__qualname__}",
-                "parameters": architecture.parameter_count,
-                "fingerprint": architecture.fingerprint,
+            "model": models[""]
+            if "" in models
+            else {
+                "class": graph.model,
+                "parameters": graph.parameter_count,
+                "fingerprint": graph.fingerprint,
+                "modules": models,
             },
             "versions": {
                 **versions,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },
-            "captures": [chosen.to_dict() for chosen in self._net.captures],
+            "captures": self._captures(),
             "notes": [],
         }
 
@@ -156,7 +205,11 @@ class Recorder:
         return Pass(self, name, loader)
 
     def step(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context that makes one step of the forwards inside (micro-batches)."""
+        """Return a context that makes one step of the forwards inside.
+
+        Those of micro-batches, or of several modules: `with recorder.step():`. Their rows
+        differ in `call`, which counts the forwards of the step.
+        """
         return self._steps.group()
 
     def log(self, **values: float | torch.Tensor) -> None:
@@ -189,22 +242,21 @@ class Recorder:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        disconnect(self._net.handle)
-        self._intake.close()
-        self._optimizer_hook.remove()
-        atexit.unregister(self.close)
+        self._connected.close()
         self._commits.stop()
         with self._absorbing():
             if self._error is None:
-                for still_open in self._intake.streams():
-                    still_open.seal()
-        empty = self._tally.empty(self._intake.sites, named=5)
+                for intake in self._intakes.values():
+                    for still_open in intake.streams():
+                        still_open.seal()
+        sites = [site for intake in self._intakes.values() for site in intake.sites]
+        empty = self._tally.empty(sites, named=5)
         with self._absorbing():
             if self._error is None:
                 self._tell_graph()
                 for stream in self._streams():
                     stream.close()
-                notes = self._tally.notes(self._intake.sites)
+                notes = self._tally.notes(sites)
                 self._store.update_run(self.id, {"finished": _now_text(), "notes": notes})
         if self._error is not None:
             msg = f"run {self.id} could not be written to its end: {self._error}"
@@ -250,22 +302,23 @@ class Recorder:
         """Keep an error of ours from reaching the training; remember the first, say it once."""
         if self._error is None:
             self._error = error
-            disconnect(self._net.handle)
+            self._disconnect()
             self._tally.say(
                 f"recording of run {self.id} stopped: {error}. Training goes on; what was "
                 "committed is readable, and closing the recorder raises this again"
             )
 
     def _streams(self) -> list[Stream | LogStream]:
-        return [*self._intake.streams(), self._log]
+        streams = [stream for intake in self._intakes.values() for stream in intake.streams()]
+        return [*streams, self._log]
 
     def _tell_graph(self) -> None:
-        """Write the graph anew, if the model ran ops meanwhile that it never ran before."""
-        architecture = self._net.architecture
-        if architecture is not self._told:
-            self._told = architecture
-            captures = [chosen.to_dict() for chosen in self._net.captures]
-            self._store.update_run(self.id, {"captures": captures}, architecture.to_dict())
+        """Write the graph anew, if a model ran ops meanwhile that it never ran before."""
+        known = self._known()
+        if any(now is not told for now, told in zip(known, self._told, strict=True)):
+            self._told = known
+            captures = self._captures()
+            self._store.update_run(self.id, {"captures": captures}, self._graph().to_dict())
 
     def _commit(self) -> bool:
         """Commit every stream; return whether to go on doing so."""
@@ -275,6 +328,16 @@ class Recorder:
                 if self._error is None:
                     stream.commit()
         return self._usable()
+
+
+def _model(net: RewrittenModule) -> dict[str, Any]:
+    """Return what a run says of one model."""
+    model, architecture = type(net.original), net.architecture
+    return {
+        "class": f"{model.__module__}.{model.__qualname__}",
+        "parameters": architecture.parameter_count,
+        "fingerprint": architecture.fingerprint,
+    }
 
 
 def _now_text() -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch.utils.hooks import RemovableHandle
 
+from fxray.architecture import within
 from fxray.capture.spots import Kept, Spot
 from fxray.capture.values import all_to_numpy
 from fxray.draft import Schedule
@@ -36,22 +37,27 @@ class StreamKey:
         moment: `"forward"`, `"backward"` or `"optimizer"`.
         schedule: when its captures are due.
         rank: of the process.
+        module: name of the module, `""` where a run records only one.
     """
 
     phase: str
     moment: str
     schedule: Schedule
     rank: int = 0
+    module: str = ""
 
     @property
     def name(self) -> str:
         """Name of the stream, e.g. `"train.forward.every10.r0"`."""
-        return f"{self.phase}.{self.moment}.{self.schedule.name}.r{self.rank}"
+        own = f"{self.phase}.{self.moment}.{self.schedule.name}.r{self.rank}"
+        return within(self.module, own)
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What the store writes of it."""
+        named = {"module": self.module} if self.module else {}
         return {
+            **named,
             "phase": self.phase,
             "moment": self.moment,
             "schedule": self.schedule.to_dict(),

@@ -82,8 +82,10 @@ class Due:
 class Sites:
     """Every capture of a module, and which of them are due when."""
 
-    def __init__(self, net: RewrittenModule, captures: tuple[Capture, ...]) -> None:
-        self.captures = captures
+    def __init__(
+        self, net: RewrittenModule, captures: tuple[Capture, ...], module: str = ""
+    ) -> None:
+        self.captures, self._module = captures, module
         self.lanes: list[Lane] = []
         self.all = tuple(self._site(net, chosen) for chosen in captures)
         self._schedules = tuple(dict.fromkeys(chosen.schedule for chosen in captures))
@@ -95,7 +97,8 @@ class Sites:
         lane = Lane(chosen.schedule, MOMENTS[chosen.kind])
         if lane not in self.lanes:
             self.lanes.append(lane)
-        return Site(chosen, net.architecture[chosen.op], self.lanes.index(lane))
+        op = net.architecture[chosen.op]
+        return Site(chosen, op, self.lanes.index(lane), self._module)
 
     def due(self, count: int) -> Due | None:
         """Return the captures due at the phase's own step `count`, None if none is."""

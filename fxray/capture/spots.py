@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from fxray.architecture import Op, TensorSpec
+from fxray.architecture import Op, TensorSpec, within
 from fxray.capture.values import dtype_name
 from fxray.draft import Capture
 from fxray.errors import SelectionError
@@ -72,7 +72,9 @@ class Site:
 
     Attributes:
         lane: index of its lane among those of the module.
-        key: path and kind, which name a capture.
+        module: name of the module, `""` where a run records only one.
+        key: path and kind, which name a capture of the module.
+        name: path and kind, which name a capture of the run.
         is_gradient: whether its kind is that of output gradients.
         spots: of every tensor it was taken of, by item or parameter.
     """
@@ -80,13 +82,19 @@ class Site:
     capture: Capture
     op: Op
     lane: int
+    module: str = ""
     key: tuple[str, str] = attrs.field(init=False)
+    name: tuple[str, str] = attrs.field(init=False)
     is_gradient: bool = attrs.field(init=False)
     spots: dict[str, Spot] = attrs.field(factory=dict, init=False)
 
     @key.default
     def _key(self) -> tuple[str, str]:
         return self.capture.op, self.capture.kind
+
+    @name.default
+    def _name(self) -> tuple[str, str]:
+        return within(self.module, self.capture.op), self.capture.kind
 
     @is_gradient.default
     def _is_gradient(self) -> bool:
@@ -160,7 +168,7 @@ class Spot:
         site = self.site
         of_parameter = site.capture.kind in ("weight", "weight_grad")
         told = {
-            "op": site.op.path,
+            "op": within(site.module, site.op.path),
             "type": site.op.type,
             "kind": site.capture.kind,
             "parameter": self.item if of_parameter else "",
@@ -171,7 +179,7 @@ class Spot:
             # A selection that keeps every dim keeps what they mean.
             "axes": NaturalSelection(site.capture.axes or None).axes_of(tensor.dim()),
         }
-        name = array_name(*site.key, self.item, key)
+        name = array_name(*site.name, self.item, key)
         info = ArrayInfo(name, dtype_name(tensor), tuple(tensor.shape), told)
         return Field(self, key, info, tensor.dtype, tensor.dim())
 

@@ -20,10 +20,16 @@ _Key = tuple[str, str]
 
 
 class Tally:
-    """What came of each capture, and what was said once already."""
+    """What came of each capture, and what was said once already.
+
+    Attributes:
+        steps: how many there were, by phase.
+        called: names of the modules that were called.
+    """
 
     def __init__(self) -> None:
         self.steps: collections.Counter[str] = collections.Counter()
+        self.called: set[str] = set()
         self._due: set[_Key] = set()
         self._kept: set[_Key] = set()
         self._failures: dict[_Key, tuple[int, str]] = {}
@@ -32,18 +38,18 @@ class Tally:
 
     def due(self, sites: Iterable[Site]) -> None:
         """Note captures that were due."""
-        self._due.update(site.key for site in sites)
+        self._due.update(site.name for site in sites)
 
     def kept(self, site: Site) -> None:
         """Note a capture that kept something."""
-        self._kept.add(site.key)
+        self._kept.add(site.name)
 
     def failed(self, site: Site, error: Exception) -> None:
         """Count a selection that failed; say so once per capture."""
-        count, _ = self._failures.get(site.key, (0, ""))
+        count, _ = self._failures.get(site.name, (0, ""))
         text = f"{type(error).__name__}: {error}"
-        self._failures[site.key] = (count + 1, text)
-        path, kind = site.key
+        self._failures[site.name] = (count + 1, text)
+        path, kind = site.name
         selection = type(site.capture.selection).__name__
         if not count:
             self.say(
@@ -82,8 +88,8 @@ class Tally:
         """
         by_reason: dict[tuple[str, str], list[str]] = {}
         for site in sites:
-            if site.key not in self._kept:
-                path, kind = site.key
+            if site.name not in self._kept:
+                path, kind = site.name
                 by_reason.setdefault((kind, self._reason(site)), []).append(path)
         return [
             f"nothing was kept of the {kind} of {_enumerated(paths, named)}: {reason}"
@@ -91,14 +97,18 @@ class Tally:
         ]
 
     def _reason(self, site: Site) -> str:
-        _, kind = site.key
-        if not self.steps:
-            return "the module was never called while recording"
-        if site.key in self._failures:
+        _, kind = site.name
+        if site.module not in self.called:
+            which = repr(site.module) if site.module else "the module"
+            return f"{which} was never called while recording"
+        if site.name in self._failures:
             return "its selection failed every time"
-        if site.key not in self._due:
+        if site.name not in self._due:
             steps = ", ".join(f"{count} of {phase}" for phase, count in self.steps.items())
-            return f"never due (kept {site.capture.schedule.name}; steps were {steps})"
+            never = f"never due (kept {site.capture.schedule.name}; steps were {steps})"
+            if not site.module:
+                return never
+            return f"{never}; recorder.step() makes one step of the forwards of several modules"
         if kind == "weight_grad":
             return "no optimizer of torch.optim stepped with a gradient for it"
         if kind == "grad":

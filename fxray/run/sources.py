@@ -42,7 +42,9 @@ class Source:
     @cached_property
     def is_log(self) -> bool:
         """Whether it holds numbers that the user logged."""
-        return self.reader.attributes.get("moment") == LOG or self.stream.startswith("log.")
+        # By its name alone a module or a phase called "log" would have nothing but logs.
+        moment = self.reader.attributes.get("moment")
+        return moment == LOG if moment is not None else self.stream.startswith("log.")
 
     @cached_property
     def name(self) -> Name:

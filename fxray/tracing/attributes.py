@@ -93,7 +93,7 @@ class Reads:
     """What one forward read of Python's state.
 
     Attributes:
-        asked: which of `"grad"`, `"inference"` and `"autocast"` it asked for.
+        asked: which of `"grad"`, `"inference"`, `"autocast"` and `"compiler"` it asked for.
         grad: whether autograd was on when it began.
         inference: whether inference mode was.
         autocast: `autocast_now()` when it began.
@@ -274,7 +274,9 @@ def noted_reads(model: nn.Module, writer: Any) -> Iterator[Reads]:
         for cls in reads.classes:
             patches.getattribute(cls, lambda get: _reading(get, writer, note_module))
         for what, name in _QUERIES:
-            patches.query(name, _asking(getattr(torch, name), what, reads, writer))
+            patches.query(torch, name, _asking(getattr(torch, name), what, reads, writer))
+        compiling = _asking(torch.compiler.is_compiling, "compiler", reads, writer)
+        patches.query(torch.compiler, "is_compiling", compiling)
         try:
             yield reads
         finally:
@@ -327,9 +329,9 @@ class _Patches:
         self._undo = undo
         self._originals: dict[type, Any] = {}
 
-    def query(self, name: str, replacement: Any) -> None:
-        self._undo.callback(setattr, torch, name, getattr(torch, name))
-        setattr(torch, name, replacement)
+    def query(self, owner: Any, name: str, replacement: Any) -> None:
+        self._undo.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, replacement)
 
     def getattribute(self, cls: type, reading: Callable[[Any], Any]) -> None:
         if cls in self._originals:

@@ -35,11 +35,17 @@ if TYPE_CHECKING:
 __all__ = ["traced_for_compiler"]
 
 
-def traced_for_compiler(family: Family, runner: Runner) -> Runner | None:
-    """Return what runs the calls of `runner` under a compiler; None if that branches too.
+def traced_for_compiler(family: Family, runner: Runner, name: str) -> Runner | None:
+    """Return what runs the calls of `runner` under a compiler, with the model as it is now.
 
-    To be called while a compiler traces: what is traced here runs on a thread of its own,
-    where nothing is that the compiler has set up.
+    None where that branches on data too, or the model cannot be traced now. To be called
+    while a compiler traces: what is traced here runs on a thread of its own, where nothing
+    is that the compiler has set up.
+
+    Args:
+        family: of the model.
+        runner: what runs them in eager mode, or did before the model changed.
+        name: of the new graph.
     """
     call, found = runner.program.call, list[Runner]()
     if not isinstance(call, CallSpec):
@@ -52,7 +58,7 @@ def traced_for_compiler(family: Family, runner: Runner) -> Runner | None:
                 if dtype is not None:
                     entered.enter_context(torch.autocast(device, dtype))
             entered.enter_context(torch.set_grad_enabled(grad))
-            found.append(_traced(family, runner, call))
+            found.append(_traced(family, runner, call, name))
 
     thread = threading.Thread(target=trace, name="fxray-trace")
     thread.start()
@@ -60,7 +66,7 @@ def traced_for_compiler(family: Family, runner: Runner) -> Runner | None:
     return found[0] if found and not looks_at_data(found[0].program.graph) else None
 
 
-def _traced(family: Family, runner: Runner, call: CallSpec) -> Runner:
+def _traced(family: Family, runner: Runner, call: CallSpec, name: str) -> Runner:
     model, program = family.model, runner.program
     how = How(training=program.mode == MODES[0], grad=torch.is_grad_enabled())
     args, kwargs = _made_up(call, family)
@@ -69,7 +75,7 @@ def _traced(family: Family, runner: Runner, call: CallSpec) -> Runner:
     with asked(None, (_COMPILING,)):
         shown = show(model, example, how)
     family.survey.learn(shown.written, program.mode)
-    made = Runner(program_of(f"{program.name}.compiled", shown, example), model, family.signature)
+    made = Runner(program_of(name, shown, example), model, family.signature)
 
     def product(*args: Any, **kwargs: Any) -> Any:
         return made.run(made.inputs(args, kwargs))

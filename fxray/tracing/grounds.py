@@ -94,6 +94,7 @@ class State:
         dtypes: (path, dtype) of parameters and buffers, None where it looked at no dtype.
         devices: (path, device) of them, None where it looked at no device.
         frozen: (path, requires_grad) of the parameters, None where it never looked.
+        compiler: whether it asked if a compiler traces it: then it may run otherwise under one.
     """
 
     reads: tuple[Read, ...] = ()
@@ -105,6 +106,7 @@ class State:
     dtypes: tuple[tuple[str, Any], ...] | None = None
     devices: tuple[tuple[str, Any], ...] | None = None
     frozen: tuple[tuple[str, Any], ...] | None = None
+    compiler: bool = False
 
     @classmethod
     def of(
@@ -140,6 +142,7 @@ class State:
             _each(model, "dtype") if by_dtype else None,
             _each(model, "device") if looked & {"device", "is_cuda", "is_meta"} else None,
             _each(model, "requires_grad") if by_grad else None,
+            "compiler" in reads.asked,
         )
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TracedModule"]
 
+FOR_COMPILER = 8
+"""How many graphs are made of one for a compiler, as the model changes."""
+
 _SHARED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
@@ -119,9 +122,12 @@ class TracedModule(fx.GraphModule):
     def standing(self) -> list[Any]:
         """Return what compiled code rests on: the mode, and the graphs whose state holds."""
         mode = mode_name(training=self.training)
-        runners = sorted(self.family.of(mode), key=lambda runner: runner.program.name)
-        both = [r for one in runners for r in (one, self._for_compiler.get(one.program)) if r]
-        held = [r.program for r in both if r.watch.changed(modes=False) is None]
+        held = [
+            one.program
+            for runner in sorted(self.family.of(mode), key=lambda runner: runner.program.name)
+            for one in (runner, *self._for_compiler.get(runner.program, ()))
+            if one.watch.changed(modes=False) is None
+        ]
         return [mode, *map(weakref.ref, held)]
 
     def code_now(self) -> Callable[..., Any]:
@@ -134,27 +140,38 @@ class TracedModule(fx.GraphModule):
         return dispatcher(bind_function(self.family.signature), offers, earlier_calls(self))
 
     def _offer(self, runner: Runner) -> Offer | None:
-        """Return a graph as a compiler can trace it, None where it cannot or does not hold now."""
-        if runner.watch.changed() is not None:
+        """Return a graph as a compiler can trace it, None where it cannot."""
+        found = self._to_compile(runner)
+        if found is None:
             return None
-        if looks_at_data(runner.program.graph):
-            made = self._for_compiler
-            if runner.program not in made:
-                made[runner.program] = traced_for_compiler(self.family, runner)
-            other = made[runner.program]
-            if other is None or other.watch.changed() is not None:
-                return None
-            runner = other
-        program = runner.program
+        program = found.program
         try:
             take = take_function(program.call, self.family.signature.parameters)
         except NoGraphError:
             return None
         self.constants_of[program.name] = tuple(program.constants.values())
-        graph, ticketed = self._graph_to_compile(runner)
+        graph, ticketed = self._graph_to_compile(found)
         run = traceable(graph, program.name, tuple(program.constants))
         refused = tuple(self.refused.get(program.name, ()))
         return Offer(program.name, take, run, refused, ticketed)
+
+    def _to_compile(self, runner: Runner) -> Runner | None:
+        """Return what runs the calls of `runner` as the model is now and a compiler can trace."""
+        program = runner.program
+        as_it_is = not program.state.compiler and not looks_at_data(program.graph)
+        if as_it_is and runner.watch.changed() is None:
+            return runner
+        others: list[Runner] = self._for_compiler.setdefault(program, [])
+        for other in others:
+            if other.watch.changed() is None:
+                return other
+        if len(others) >= FOR_COMPILER:
+            return None
+        made = traced_for_compiler(self.family, runner, f"{program.name}.c{len(others)}")
+        if made is None or made.watch.changed() is not None:
+            return None
+        others.append(made)
+        return made
 
     def _graph_to_compile(self, runner: Runner) -> tuple[fx.Graph, bool]:
         """Return a graph for a compiler, and whether it takes a ticket."""
