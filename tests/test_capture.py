@@ -1348,9 +1348,9 @@ def test_what_is_due_next_is_told_before_it_is_counted(place: str) -> None:
         for due in expected:
             names.append(intake.due_next(training=True))
             assert intake.due_next(training=True) == names[-1]
-            assert intake.captures_due(names[-1]) == due
+            assert intake.captures_due(names[-1]) >= due
             train_step(net, optimizer)
-        assert names == ["every2+every3", "", "every2", "every3", "every2", "", "every2+every3"]
+        assert names == ["every2+every3", "", "every2", "all", "every2", "", "every2+every3"]
         # Each phase counts its own steps; the forwards of one step count once.
         assert intake.captures_due(intake.due_next(training=True)) == set()  # the eighth
         with recorder.phase("valid"):
@@ -1362,7 +1362,7 @@ def test_what_is_due_next_is_told_before_it_is_counted(place: str) -> None:
             for _ in range(3):
                 assert intake.captures_due(intake.due_next(training=True)) == {output}
                 train_step(net, optimizer)
-        assert intake.captures_due(intake.due_next(training=True)) == {grad}
+        assert intake.captures_due(intake.due_next(training=True)) >= {grad}
         xray.mark("head", output=True, every=9, selection=fxray.Whole())
         assert intake.captures_due(intake.due_next(training=True)) == {grad, ("head", "output")}
         train_step(net, optimizer)
@@ -1371,7 +1371,7 @@ def test_what_is_due_next_is_told_before_it_is_counted(place: str) -> None:
     assert coordinates(run["relu"].output)[-3:] == [(8, 0, 8, call, "train") for call in range(3)]
 
 
-def test_after_four_sets_of_captures_due_the_next_is_all_of_them(place: str) -> None:
+def test_after_two_sets_of_captures_due_the_next_is_all_of_them(place: str) -> None:
     xray = xray_of()
     for every, path in ((2, "x"), (3, "hidden"), (5, "relu"), (7, "head")):
         xray.mark(path, output=True, every=every, selection=fxray.Whole())
@@ -1389,7 +1389,7 @@ def test_after_four_sets_of_captures_due_the_next_is_all_of_them(place: str) -> 
     }
     for step, due in numbers:
         assert due >= {path for path, steps in truth.items() if step in steps}
-    assert set(names) == {"", "every2+every3+every5+every7", "every2", "every3", "every5", "all"}
+    assert set(names) == {"", "every2+every3+every5+every7", "every2", "all"}
     run = fxray.open(place)
     for path, steps in truth.items():
         assert set(run[path].output.steps.tolist()) == steps

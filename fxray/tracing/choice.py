@@ -136,7 +136,9 @@ def dispatcher(bind: Bind, offers: Sequence[Offer], earlier: int) -> Callable[..
         for name, take, run, refused, ticketed in known:
             inputs = take(given)
             if inputs is not None and not (refused and _sizes(inputs) in refused):
-                ticket = (net.tickets.next + earlier,) if ticketed else ()
+                ticket = (net.tickets.next,) if ticketed else ()
+                if ticketed and earlier:
+                    ticket = (net.tickets.next + earlier,)
                 rest = net.constants_of[name]
                 return True, run(net.original, *inputs, *ticket, *rest, net.choice)
         return False, None
