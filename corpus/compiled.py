@@ -101,7 +101,7 @@ def _mark(xray: fxray.Xray) -> list[str]:
         floats = op.outputs and all(spec.dtype == "float32" for spec in op.outputs)
         if floats and op.role not in {"input", "parameter"}:
             xray.mark(path, output=True, grad=True, selection=fxray.Mean())
-            if op.role == "module" and len(op.outputs) == 1:
+            if op.role == "module" and len(op.outputs) == 1 and "@" not in path:
                 modules.append(path)
     return modules
 
