@@ -5,9 +5,9 @@
 Each model that has a graph is trained for some steps, compiled with its captures by
 `torch.compile(net, fullgraph=True, backend="aot_eager")`, beside an untouched twin in eager mode
 whose modules have plain hooks: outputs, gradients and buffers must agree, and every capture of such
-a module must be there once a step, with the mean that the hook saw. Where that raises, the untouched
-model says whether torch.compile itself takes it in one piece. The exit status is 1 if any number is
-wrong.
+a module must be there once a step, with the mean that the hook saw. Where that raises, the
+untouched model says whether torch.compile itself takes it in one piece. The exit status is 1 if any
+number is wrong.
 """
 
 from __future__ import annotations
