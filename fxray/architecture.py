@@ -225,7 +225,8 @@ class Architecture(Mapping[str, Op]):
     @classmethod
     def of_several(cls, parts: Mapping[str, Architecture]) -> Architecture:
         """Return the architectures of several models as one, each under its name."""
-        modules, returns = {}, {}
+        modules: dict[str, str] = {}
+        returns: dict[str, tuple[str, ...]] = {}
         for name, part in parts.items():
             modules.update((within(name, path), kind) for path, kind in part.modules.items())
             for call, paths in part.returns.items():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKPOINT_GENERATOR",
     "COMPILED_CALL",
+    "COMPILED_FROM",
     "AskedBeforeCalls",
     "TorchDispatchMode",
     "acts_on_gradients",
@@ -73,6 +74,9 @@ _NAMES = (
 
 COMPILED_CALL = "_compiled_call_impl"
 """Where a module keeps what `Module.compile` made; asked for at its every call."""
+
+COMPILED_FROM = "_orig_mod"
+"""Where what `torch.compile` gives for a module keeps that module."""
 
 CHECKPOINT_GENERATOR = "_checkpoint_without_reentrant_generator"
 """What `torch.utils.checkpoint.checkpoint` looks up and runs around a region."""

@@ -155,21 +155,13 @@ class Recorder:
         versions: Mapping[str, str],
         graph: Architecture,
     ) -> dict[str, Any]:
-        models = {module: _model(net) for module, net in self._nets.items()}
         return {
             "id": self.id,
             "name": name,
             "started": _now_text(),
             "finished": None,
             "tags": dict(tags),
-            "model": models[""]
-            if "" in models
-            else {
-                "class": graph.model,
-                "parameters": graph.parameter_count,
-                "fingerprint": graph.fingerprint,
-                "modules": models,
-            },
+            "model": self._model(graph),
             "versions": {
                 **versions,
                 "torch": torch.__version__,
@@ -178,6 +170,17 @@ class Recorder:
             "captures": self._captures(),
             "notes": [],
         }
+
+    def _model(self, graph: Architecture) -> dict[str, Any]:
+        models = {}
+        for module, net in self._nets.items():
+            model = type(net.original)
+            models[module] = _described(
+                f"{model.__module__}.{model.__qualname__}", net.architecture
+            )
+        if "" in models:
+            return models[""]
+        return {**_described(graph.model, graph), "modules": models}
 
     # ------------------------------------------------------------------ for the user
 
@@ -330,11 +333,10 @@ class Recorder:
         return self._usable()
 
 
-def _model(net: RewrittenModule) -> dict[str, Any]:
-    """Return what a run says of one model."""
-    model, architecture = type(net.original), net.architecture
+def _described(model: str, architecture: Architecture) -> dict[str, Any]:
+    """Return what a run says of a model of that class."""
     return {
-        "class": f"{model.__module__}.{model.__qualname__}",
+        "class": model,
         "parameters": architecture.parameter_count,
         "fingerprint": architecture.fingerprint,
     }

@@ -28,7 +28,9 @@ MOMENTS = {
 _HANDED = ("output", "grad", "input")
 """The kinds that capture nodes hand over."""
 
-_NAMED_SETS = 4
+_NAMED_SETS = 2
+"""So many sets have a graph of their own, beside that of nothing and that of all: of one code
+a compiler keeps eight, and both modes and static and dynamic sizes are among them."""
 _ALL, _AND = "all", "+"
 
 

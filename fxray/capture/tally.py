@@ -105,10 +105,8 @@ class Tally:
             return "its selection failed every time"
         if site.name not in self._due:
             steps = ", ".join(f"{count} of {phase}" for phase, count in self.steps.items())
-            never = f"never due (kept {site.capture.schedule.name}; steps were {steps})"
-            if not site.module:
-                return never
-            return f"{never}; recorder.step() makes one step of the forwards of several modules"
+            hint = "; recorder.step() makes one step of several forwards" if site.module else ""
+            return f"never due (kept {site.capture.schedule.name}; steps were {steps}){hint}"
         if kind == "weight_grad":
             return "no optimizer of torch.optim stepped with a gradient for it"
         if kind == "grad":

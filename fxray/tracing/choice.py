@@ -17,7 +17,13 @@ import attrs
 import torch
 from torch import fx
 
-from fxray.torch_private import AskedBeforeCalls, ask_before_calls, trace_anew, trace_now
+from fxray.torch_private import (
+    COMPILED_FROM,
+    AskedBeforeCalls,
+    ask_before_calls,
+    trace_anew,
+    trace_now,
+)
 from fxray.tracing.codegen import compile_graph, copy_graph
 from fxray.tracing.runtime import guard, guard_value
 from fxray.tracing.takes import Take
@@ -168,6 +174,10 @@ def traceable(graph: fx.Graph, name: str, constants: Collection[str]) -> Callabl
             node.replace_all_uses_with(given)
             whole.erase_node(node)
     for node in [*whole.nodes]:
+        if node.op in ("call_module", "get_attr"):
+            # What is compiled already, Dynamo shows as the module that it was compiled from.
+            parts = str(node.target).split(".")
+            node.target = ".".join(part for part in parts if part != COMPILED_FROM)
         if node.target in (guard, guard_value):
             with whole.inserting_before(node):
                 whole.call_function(_decides, (*node.args[:2], choice, name, *inputs))
