@@ -18,17 +18,19 @@ import torch._guards
 from torch._library.effects import EffectType
 from torch._library.opaque_object import MemberType, register_opaque_type
 from torch._opaque_base import OpaqueBase
+from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "CHECKPOINT_GENERATOR",
     "COMPILED_CALL",
     "COMPILED_FROM",
     "AskedBeforeCalls",
+    "FakeTensor",
     "TorchDispatchMode",
     "acts_on_gradients",
     "ask_before_calls",
@@ -43,6 +45,7 @@ __all__ = [
     "has_forward_hooks",
     "hook_gradient",
     "keep_in_order",
+    "pending_writes",
     "pytree",
     "saves_tensors_elsewhere",
     "set_grad_enabled",
@@ -69,6 +72,7 @@ _NAMES = (
     "torch._library.opaque_object.register_opaque_type",
     "torch._opaque_base.OpaqueBase",
     "torch._guards.TracingContext.try_get",
+    "torch._subclasses.FakeTensor",
     "torch.utils._python_dispatch.TorchDispatchMode",
 )
 
@@ -125,6 +129,28 @@ def trace_anew(reason: str) -> NoReturn:
 def trace_now() -> Any:
     """Return what stands for the code that a compiler is in the midst of tracing, None outside."""
     return torch._guards.TracingContext.try_get()
+
+
+def pending_writes() -> Iterator[tuple[Any, str]]:
+    """Yield what the code that a compiler traces has set, so far on paper only.
+
+    Each as the object and the name of the attribute; where parameters were put into a module
+    (`torch.func.functional_call`), as None and `"_parameters"`.
+    """
+    module = importlib.import_module("torch._dynamo.symbolic_convert")
+    trace = getattr(module.tls, "current_tx", None)
+    if trace is None:
+        return
+    effects = trace.output.side_effects
+    for variable, written in effects.store_attr_mutations.items():
+        for name in written:
+            yield getattr(variable, "value", None), name
+    for variable in effects.id_to_variable.values():
+        source = getattr(variable, "source", None)
+        if source is not None and effects.is_modified(variable):
+            name = source.name() if callable(source.name) else source.name
+            if name.endswith("_parameters"):
+                yield None, "_parameters"
 
 
 def backward_is_running() -> bool:

@@ -24,7 +24,7 @@ import torch
 from fxray.capture.node import capture, receiver_of
 from fxray.capture.traceable import traced
 from fxray.errors import FxrayWarning
-from fxray.torch_private import keep_in_order
+from fxray.torch_private import FakeTensor, keep_in_order
 from fxray.tracing.codegen import copy_graph
 from fxray.tracing.results import tensor_items
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
+    from fxray.capture.node import Receiver
     from fxray.selections import Selection
 
 __all__ = ["Tickets", "compilable_graph"]
@@ -66,24 +67,25 @@ class Tickets:
 
     def __init__(self, handle: int) -> None:
         self.next = torch.tensor(0)
-        self._forwards: dict[int, int] = {}
+        self._forwards: dict[int, tuple[int, weakref.ref[Receiver] | None]] = {}
         _TICKETS[handle] = self
 
-    def give(self, ticket: int, number: int) -> None:
-        """Let a ticket stand for the forward of that number."""
+    def give(self, ticket: int, number: int, receiver: Receiver | None) -> None:
+        """Let a ticket stand for the forward of that number of a receiver."""
         if ticket in self._forwards:
             number = _NOBODY
             text = "a compiled module ran on two threads at once; such forwards are not captured"
             with contextlib.suppress(FxrayWarning):
                 warnings.warn(text, FxrayWarning, stacklevel=2)
-        self._forwards[ticket] = number
+        self._forwards[ticket] = number, None if receiver is None else weakref.ref(receiver)
         if len(self._forwards) > _REMEMBERED:
             del self._forwards[next(iter(self._forwards))]
         self.next = torch.tensor(ticket + 1)
 
-    def number(self, ticket: int) -> int:
-        """Return the number of the forward, -1 where nobody takes anything of it."""
-        return self._forwards.get(ticket, _NOBODY)
+    def number(self, ticket: int, receiver: Receiver) -> int:
+        """Return the number of the receiver's forward, -1 where it is none of its own."""
+        number, whose = self._forwards.get(ticket, (_NOBODY, None))
+        return number if whose is not None and whose() is receiver else _NOBODY
 
 
 _TICKETS: weakref.WeakValueDictionary[int, Tickets] = weakref.WeakValueDictionary()
@@ -92,13 +94,13 @@ _REMEMBERED = 4096
 """So many forwards back a backward still finds its own."""
 
 
-def _begin(ticket: torch.Tensor, handle: int, training: bool, due: str) -> None:
+def _begin(ticket: torch.Tensor, handle: int, training: bool, weights: bool, due: str) -> None:
     receiver, tickets = receiver_of(handle), _TICKETS.get(handle)
     if tickets is not None:
         number = _NOBODY
         if receiver is not None:
-            number = receiver.begin_numbered(training=training, due=due)
-        tickets.give(int(ticket), number)
+            number = receiver.begin_numbered(training=training, weights=weights, due=due)
+        tickets.give(int(ticket), number, receiver)
 
 
 def _emit(
@@ -111,7 +113,7 @@ def _emit(
     receiver, tickets = receiver_of(handle), _TICKETS.get(handle)
     if receiver is None or tickets is None:
         return
-    number = tickets.number(int(ticket))
+    number = tickets.number(int(ticket), receiver)
     if number == _NOBODY:
         return
     lines, awaited, returned = _parsed(layout)
@@ -134,7 +136,9 @@ def _emit(
 
 
 begin = _define(
-    "begin(Tensor ticket, int handle, bool training, str due) -> ()", _begin, lambda *_: None
+    "begin(Tensor ticket, int handle, bool training, bool weights, str due) -> ()",
+    _begin,
+    lambda *_: None,
 )
 emit = _define(
     "emit(Tensor[] kept, Tensor ticket, SymInt[] sizes, int handle, str layout) -> ()",
@@ -205,12 +209,16 @@ class _Taking:
     def keeper(self, path: str, kind: str, selection: Selection) -> Callable[..., Any]:
         """Return the function that selects what is kept at a node; it returns tensors."""
         key = _line(path, kind, "", 0, ())
+        safe: dict[str, bool] = {}
 
         def keep(value: Any, ticket: torch.Tensor) -> tuple[torch.Tensor, ...]:
             lines, sizes, kept = list[str](), list[int](), list[torch.Tensor]()
             for item, tensor in tensor_items(value):
                 held = tensor.detach()
-                fields = traced(selection, held)
+                # Dynamo asks first, for the shapes; what it was given then it must get again.
+                asked = isinstance(held, FakeTensor) or item not in safe
+                fields = traced(selection, held, known=not asked) if asked or safe[item] else {}
+                safe[item] = bool(fields)
                 line = _line(path, kind, item, held.dim(), fields)
                 if fields:
                     kept += fields.values()
@@ -275,12 +283,13 @@ def _opaque(function: Callable[..., Any]) -> Callable[..., Any]:
 # ---------------------------------------------------------------------- the graph
 
 
-def compilable_graph(
+def compilable_graph(  # noqa: PLR0913 - what a graph is made for, each by its name
     graph: fx.Graph,
     handle: int,
     selections: Mapping[tuple[str, str], Selection],
     *,
     training: bool,
+    weights: bool,
     due: str,
 ) -> fx.Graph:
     """Return a graph with capture nodes as one whose captures a compiler sees through.
@@ -290,6 +299,7 @@ def compilable_graph(
         handle: of the module.
         selections: what is captured, by path and kind.
         training: the mode of the graph.
+        weights: whether the parameters are the module's own, so that they can be read of it.
         due: the name of what is captured, for the recorder to compare with what is due.
 
     Returns:
@@ -301,7 +311,7 @@ def compilable_graph(
     with whole.inserting_after(last) if last is not None else whole.inserting_before():
         ticket = whole.placeholder("ticket")
     with whole.inserting_after(ticket):
-        whole.call_function(begin, (ticket, handle, training, due))
+        whole.call_function(begin, (ticket, handle, training, weights, due))
     taking, kept = _Taking(handle), list[Any]()
     for node in nodes:
         if node.op != "call_function" or node.target is not capture:

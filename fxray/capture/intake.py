@@ -137,7 +137,7 @@ class Intake:
         """Return a context whose forwards are one step; one that is open already goes on."""
         return contextlib.nullcontext() if self._steps.grouped else self._steps.group()
 
-    def _begin(self, *, training: bool) -> Now | None:
+    def _begin(self, *, training: bool, weights: bool = True) -> Now | None:
         now: Now | None = None
         with self._alone():
             self._follow_draft()
@@ -150,16 +150,27 @@ class Intake:
                 self._seal_old(forward)
             due = self._sites.due(forward.count)
             if due is not None and transformed:
-                self._tally.count(
-                    "forwards inside torch.func transforms, not captured",
-                    "captures inside torch.func transforms (grad, vmap) are not taken; "
-                    "the numbers of the transform itself are right",
-                )
+                self.transformed()
             elif due is not None:
                 now = Now(forward, due, self._open_rows(forward, due))
                 self._note_due(due, forward.row)
-                self._put_weights(now)
+                if weights:
+                    self._put_weights(now)
+                elif due.weights:
+                    self._tally.count(
+                        "forwards compiled with parameters of somebody else's, whose weights were "
+                        "not kept (torch.func.functional_call)"
+                    )
         return None if self._closed else now
+
+    def transformed(self) -> None:
+        """Note that forwards run inside a torch.func transform, and are not captured."""
+        with self._alone():
+            self._tally.count(
+                "forwards inside torch.func transforms, not captured",
+                "captures inside torch.func transforms (grad, vmap) are not taken; "
+                "the numbers of the transform itself are right",
+            )
 
     def _follow_draft(self) -> None:
         captures = self._net.captures

@@ -49,7 +49,7 @@ class Receiver(Protocol):
         """Return path and kind of the captures in the set of that name."""
         ...
 
-    def begin_numbered(self, *, training: bool, due: str) -> int:
+    def begin_numbered(self, *, training: bool, weights: bool, due: str) -> int:
         """Count a forward that begins and captures the set `due`; return its number."""
         ...
 
@@ -74,6 +74,10 @@ class Receiver(Protocol):
 
     def await_gradients(self, number: int, awaited: Sequence[tuple[str, str]]) -> None:
         """Note (path, item) of gradients that may come for the forward of that number."""
+        ...
+
+    def transformed(self) -> None:
+        """Note that forwards inside a torch.func transform are compiled, and not captured."""
         ...
 
     def returned(self, number: int) -> None:

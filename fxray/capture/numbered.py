@@ -52,19 +52,20 @@ class NumberedIntake(Intake):
             self._follow_draft()
             return self._sites.named(name)
 
-    def begin_numbered(self, *, training: bool, due: str) -> int:
+    def begin_numbered(self, *, training: bool, due: str, weights: bool = True) -> int:
         """Count a forward that begins; return its number, -1 where nobody takes anything.
 
         Args:
             training: the mode of the module.
             due: the name of what it hands over.
+            weights: whether the module's parameters are those of the forward.
         """
         if self.rests():
             return -1
         before = self._of_thread.numbered
         if before is not None and not all(row.all_expected for row in before.rows.values()):
             self._finish(before)  # it ended half-way, by an error, and nobody said so
-        now = self._of_thread.numbered = self._begin(training=training)
+        now = self._of_thread.numbered = self._begin(training=training, weights=weights)
         if self._closed:
             return -1
         with self._alone():

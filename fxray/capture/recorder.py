@@ -8,6 +8,7 @@ import datetime as dt
 import os
 import platform
 import secrets
+import sys
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -123,7 +124,7 @@ class Recorder:
             connect(net.handle, self._intakes[module])
         # These hold the recorder, so that one nobody kept still records until the process ends.
         for intake in self._intakes.values():
-            undone.callback(register_optimizer_step_post_hook(intake.stepped).remove)
+            undone.callback(register_optimizer_step_post_hook(_left_alone(intake.stepped)).remove)
         atexit.register(self.close)
         undone.callback(atexit.unregister, self.close)
         self._commits.start()
@@ -340,6 +341,14 @@ def _described(model: str, architecture: Architecture) -> dict[str, Any]:
         "parameters": architecture.parameter_count,
         "fingerprint": architecture.fingerprint,
     }
+
+
+def _left_alone(hook: Callable[..., None]) -> Callable[..., None]:
+    """Return a hook that a compiled optimizer calls as it is; without a compiler, itself."""
+    if "torch._dynamo" not in sys.modules:  # to say so would import it
+        return hook
+    alone: Callable[..., None] = torch.compiler.disable(hook, reason="fxray reads what was used")
+    return alone
 
 
 def _now_text() -> str:

@@ -9,7 +9,7 @@ from torch import fx
 from fxray.capture.compiled import Tickets, compilable_graph
 from fxray.capture.interpose import method_of, run_interposed
 from fxray.capture.node import capture, new_handle, receiver_of
-from fxray.torch_private import function_level
+from fxray.torch_private import function_level, pending_writes
 from fxray.tracing.alone import is_alone
 from fxray.tracing.codegen import compile_graph, copy_graph
 from fxray.tracing.module import TracedModule
@@ -88,6 +88,7 @@ class RewrittenModule(TracedModule):
         super().__init__(family)
         handle = self.__dict__["_handle"] = new_handle()
         self.__dict__["tickets"] = Tickets(handle)
+        self.__dict__["_stamps"] = {}
         self.__dict__["_captures"] = captures
         self.__dict__["_draft"] = draft
         self.__dict__["_draft_version"] = draft.version if draft is not None else 0
@@ -194,25 +195,55 @@ class RewrittenModule(TracedModule):
         return [*super().standing(), *self._recorded()]
 
     def _recorded(self) -> tuple[Any, ...]:
-        """Return which draft is followed, and the name of what is due next; None: no recorder."""
+        """Return what is due next and a stamp of what that is; (None,) without a recorder."""
         receiver = receiver_of(self.handle)
-        if receiver is None or function_level() is not None:
+        if receiver is None:
             return (None,)
-        self._follow_draft()
-        return self.__dict__["_draft_version"], receiver.due_next(training=self.training)
+        if function_level() is not None:
+            receiver.transformed()
+            return (None,)
+        due = receiver.due_next(training=self.training)
+        return due, self._stamp(due)
+
+    def _stamp(self, due: str) -> int:
+        """Return what stands for the captures in a set: marks that come back get it again."""
+        key = tuple((c.op, c.kind, id(c.selection)) for c in self._due_captures(due))
+        stamps: dict[Any, tuple[int, Any]] = self.__dict__["_stamps"]
+        # Its selections are held, so that no other gets their place in memory.
+        return stamps.setdefault(key, (len(stamps), self.captures))[0]
+
+    def _due_captures(self, due: str) -> list[Capture]:
+        receiver = receiver_of(self.handle)
+        if not due or receiver is None:
+            return []
+        wanted = receiver.captures_due(due)
+        return [chosen for chosen in self.captures if (chosen.op, chosen.kind) in wanted]
+
+    def _offered_for(self) -> Any:
+        return self.training, *self._recorded(), self._has_its_parameters()
+
+    def _has_its_parameters(self) -> bool:
+        """Return whether the code that is traced put no others in their place beforehand.
+
+        As torch.func.functional_call does; of the module they would be read as they were.
+        """
+        own = {id(module) for module in self._original.modules()}
+        return not any(
+            name == "_parameters" or (id(written) in own and name in written._parameters)  # noqa: SLF001
+            for written, name in pending_writes()
+        )
 
     def _graph_to_compile(self, runner: Runner) -> tuple[fx.Graph, bool]:
-        receiver, recorded = receiver_of(self.handle), self._recorded()
-        if receiver is None or recorded[0] is None:
+        due, *stamp = self._recorded()
+        if not stamp:
             return super()._graph_to_compile(runner)
-        due = recorded[1]
-        wanted = receiver.captures_due(due) if due else frozenset()
-        captures = [chosen for chosen in self.captures if (chosen.op, chosen.kind) in wanted]
+        captures = self._due_captures(due)
         graph = compilable_graph(
             insert_captures(runner.program.graph, captures, self.handle),
             self.handle,
             {(chosen.op, chosen.kind): chosen.selection for chosen in captures},
             training=self.training,
+            weights=self._has_its_parameters(),
             due=due,
         )
         return graph, True

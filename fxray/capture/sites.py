@@ -28,7 +28,7 @@ MOMENTS = {
 _HANDED = ("output", "grad", "input")
 """The kinds that capture nodes hand over."""
 
-_NAMED_SETS = 2
+_NAMED_SETS = 1
 """So many sets have a graph of their own, beside that of nothing and that of all: of one code
 a compiler keeps eight, and both modes and static and dynamic sizes are among them."""
 _ALL, _AND = "all", "+"
@@ -144,6 +144,8 @@ class Sites:
         due = self._due.get(met) or self._gather(met)
         names = dict.fromkeys(site.capture.schedule.name for site in due.at.values())
         name = _AND.join(names)
+        if due.at and len(due.at) == sum(site.capture.kind in _HANDED for site in self.all):
+            return _ALL
         given = {known for known in self._names.values() if known not in ("", _ALL)}
         return name if not name or name in given or len(given) < _NAMED_SETS else _ALL
 

@@ -121,7 +121,11 @@ def _sizes(inputs: tuple[Any, ...]) -> tuple[int, ...]:
 
 def _decides(held: Any, expected: Any, choice: Choice, name: str, *inputs: Any) -> None:
     """Stand where a size decides: the compiler compares it, and remembers what came out."""
-    if held != expected:
+    if isinstance(expected, bool):
+        as_before = expected if held else not expected  # a symbol of sympy's is no bool to compare
+    else:
+        as_before = held == expected
+    if not as_before:
         choice.refuse(name, _sizes(inputs))
 
 

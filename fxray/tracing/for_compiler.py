@@ -70,7 +70,12 @@ def _traced(family: Family, runner: Runner, call: CallSpec, name: str) -> Runner
     model, program = family.model, runner.program
     how = How(training=program.mode == MODES[0], grad=torch.is_grad_enabled())
     args, kwargs = _made_up(call, family)
-    sizes = {leaf.path: dims for leaf in call.tensor_leaves if (dims := (*leaf.free, *leaf.grown))}
+    # Those that came at several sizes, too: here they may be shown free at once.
+    sizes = {
+        leaf.path: dims
+        for leaf in call.tensor_leaves
+        if (dims := sorted({*leaf.free, *leaf.grown, *leaf.shown}))
+    }
     example = Example.of(model, args, kwargs, sizes=sizes)
     with asked(None, (_COMPILING,)):
         shown = show(model, example, how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from fxray.errors import BranchError, NoGraphError, TraceError
-from fxray.torch_private import saves_tensors_elsewhere
+from fxray.torch_private import pending_writes, saves_tensors_elsewhere, trace_now
 from fxray.tracing.choice import Choice, Offer, dispatcher, earlier_calls, looks_at_data, traceable
 from fxray.tracing.codegen import compile_graph
 from fxray.tracing.for_compiler import traced_for_compiler
@@ -57,6 +58,9 @@ class TracedModule(fx.GraphModule):
         self.__dict__["constants_of"] = {}
         self.__dict__["refused"] = {}
         self.__dict__["_for_compiler"] = weakref.WeakKeyDictionary()
+        self.__dict__["_compiled"] = itertools.count()
+        self.__dict__["_offers"] = weakref.WeakKeyDictionary()
+        self.__dict__["_bind"] = bind_function(family.signature)
         # Dynamo asks every GraphModule where its lines came from.
         self._lineno_map, self._prologue_start = {}, None
         # fx gives every GraphModule a class of its own, to which its forward belongs.
@@ -132,28 +136,60 @@ class TracedModule(fx.GraphModule):
 
     def code_now(self) -> Callable[..., Any]:
         """Return the function that a compiler is to trace for a call made now."""
+        _keep_out_of_compilers()
+        if self._is_written_to():
+            return dispatcher(self._bind, [], earlier_calls(self))
         offers = [
             offer
             for runner in self.family.of(mode_name(training=self.training))
             if (offer := self._offer(runner)) is not None
         ]
-        return dispatcher(bind_function(self.family.signature), offers, earlier_calls(self))
+        return dispatcher(self._bind, offers, earlier_calls(self))
+
+    def _is_written_to(self) -> bool:
+        """Return whether the code that is traced has set something of the model beforehand.
+
+        It has not happened yet: what is asked of the model is how it was before.
+        """
+        modules = {id(module) for module in self._original.modules()}
+        return any(
+            id(written) in modules
+            # Tensors are read where the code reads them, as it left them.
+            and name not in {**written._parameters, **written._buffers}  # noqa: SLF001
+            for written, name in pending_writes()
+        )
 
     def _offer(self, runner: Runner) -> Offer | None:
-        """Return a graph as a compiler can trace it, None where it cannot."""
+        """Return a graph as a compiler can trace it, None where it cannot.
+
+        The same code each time: a compiler that begins its analysis again must find it.
+        """
         found = self._to_compile(runner)
         if found is None:
             return None
         program = found.program
+        key = self._offered_for()
+        offers: dict[Any, Offer | None] = self._offers.setdefault(program, {})
+        if key not in offers:
+            offers[key] = self._new_offer(found)
+        offer = offers[key]
+        self.constants_of[program.name] = tuple(program.constants.values())
+        refused = tuple(self.refused.get(program.name, ()))
+        return offer if offer is None else attrs.evolve(offer, refused=refused)
+
+    def _new_offer(self, runner: Runner) -> Offer | None:
+        program = runner.program
         try:
             take = take_function(program.call, self.family.signature.parameters)
         except NoGraphError:
             return None
-        self.constants_of[program.name] = tuple(program.constants.values())
-        graph, ticketed = self._graph_to_compile(found)
+        graph, ticketed = self._graph_to_compile(runner)
         run = traceable(graph, program.name, tuple(program.constants))
-        refused = tuple(self.refused.get(program.name, ()))
-        return Offer(program.name, take, run, refused, ticketed)
+        return Offer(program.name, take, run, ticketed=ticketed)
+
+    def _offered_for(self) -> Any:
+        """Return what the graph for a compiler depends on, beside the program."""
+        return None
 
     def _to_compile(self, runner: Runner) -> Runner | None:
         """Return what runs the calls of `runner` as the model is now and a compiler can trace."""
@@ -167,7 +203,7 @@ class TracedModule(fx.GraphModule):
                 return other
         if len(others) >= FOR_COMPILER:
             return None
-        made = traced_for_compiler(self.family, runner, f"{program.name}.c{len(others)}")
+        made = traced_for_compiler(self.family, runner, f"{program.mode}.c{next(self._compiled)}")
         if made is None or made.watch.changed() is not None:
             return None
         others.append(made)
@@ -177,15 +213,13 @@ class TracedModule(fx.GraphModule):
         """Return a graph for a compiler, and whether it takes a ticket."""
         return runner.program.graph, False
 
-    @torch.compiler.disable(  # type: ignore[untyped-decorator]
-        reason="fxray has no graph for this call that can be compiled: another size, layout or "
-        "state of the model than it was traced for, or a branch on data. Call the module once "
-        "eagerly with such an input, or give sizes= or examples= to fxray.Xray; without "
-        "fullgraph=True it runs eagerly"
-    )
     def run_uncompiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a call that no graph takes, as in eager mode: another graph may come of it."""
+        """Run a call as in eager mode; where a compiler asks, another graph may come of it."""
         return self._run(args, kwargs)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        # A replica that shared our dicts would put its own parameters into the model's.
+        return self._original._replicate_for_data_parallel()  # noqa: SLF001
 
     # ------------------------------------------------------------------ torch.fx's own interface
 
@@ -196,7 +230,8 @@ class TracedModule(fx.GraphModule):
         Raises:
             TraceError: there is none, for the model runs through the interposer.
         """
-        if "_family" not in self.__dict__:  # GraphModule.__init__, before there are modes
+        # GraphModule.__init__ asks before there are modes, Dynamo where there is no graph.
+        if "_family" not in self.__dict__ or trace_now() is not None:
             return fx.Graph()
         return self._handed_out(mode_name(training=self.training))[0]
 
@@ -329,6 +364,23 @@ class TracedModule(fx.GraphModule):
     def __reduce_package__(self, exporter: Any) -> Any:
         msg = f"{type(self).__name__} cannot go into a torch.package; save its state_dict"
         raise NotImplementedError(msg)
+
+
+_REASON = (
+    "fxray has no graph for this call that can be compiled: another size, layout or state of the "
+    "model than it was traced for, or a branch on data. Call the module once eagerly with such an "
+    "input, or give sizes= or examples= to fxray.Xray; without fullgraph=True it runs eagerly"
+)
+
+
+def _keep_out_of_compilers() -> None:
+    """Let a compiler not look into calls that it leaves alone.
+
+    Not before there is one: to say so imports it, which takes longer than all of fxray.
+    """
+    plain = TracedModule.__dict__["run_uncompiled"]
+    if not hasattr(plain, "_torchdynamo_disable"):
+        TracedModule.run_uncompiled = torch.compiler.disable(plain, reason=_REASON)  # type: ignore[method-assign]
 
 
 def _is_of(original: nn.Module, name: str) -> bool:
