@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import random
+import subprocess
+import sys
 import warnings
 import weakref
 from typing import Any
@@ -680,3 +683,151 @@ def test_inductor_uses_memory_again_and_captures_stay_right():
             )
         optimizer.step()
     assert counter.frame_count == 1
+
+
+# ---------------------------------------------------------------------- what surrounds a call
+
+
+def test_what_the_compiled_function_sets_before_is_seen():
+    model, reference = Net().eval(), Net().eval()
+    reference.load_state_dict(model.state_dict())
+    net = fxray.trace(model, images()).rewrite()
+
+    def warmer(module, x):
+        module.tau = 4.0
+        out = module(x)
+        module.tau = 1.0
+        return out
+
+    expected = warmer(reference, images())
+    torch.testing.assert_close(torch.compile(warmer, backend="aot_eager")(net, images()), expected)
+
+
+def test_a_compiled_function_may_break_off_after_the_module():
+    model = Net()
+    net = marked(model, images()).rewrite()
+    seen = []
+
+    @torch.compile(backend="aot_eager")
+    def step(x):
+        loss = net(x).square().sum()
+        seen.append(loss.item())
+        loss.backward()
+        return loss
+
+    with fxray.record(net) as recorder:
+        for _ in range(3):
+            step(images())
+    assert len(seen) == 3
+    assert [*recorder.run["conv"].grad.steps] == [0, 1, 2]
+
+
+def test_a_late_backward_of_an_earlier_recorders_forward_goes_nowhere():
+    model = Net()
+    net = marked(model, images()).rewrite()
+    call, _ = compiled(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxray.FxrayWarning)
+        with fxray.record(net):
+            late = call(images()).sum()
+    with fxray.record(net) as recorder:
+        now = call(images(seed=1)).sum()
+        (late * 1000).backward()
+        now.backward()
+    seen, twin = {}, copy.deepcopy(model)
+    hooked(twin, ["head"], seen)
+    twin(images(seed=1)).sum().backward()
+    expected = seen["head", "grad"][0].item()
+    assert recorder.run["head"].grad[0] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+class First:
+    """Gives a view, as its docs allow."""
+
+    def make_selection(self, tensor):
+        return tensor[:2]
+
+
+@pytest.mark.parametrize("selection", [First(), fxray.Slice((0,)), Whole()], ids=repr)
+def test_what_is_written_in_place_afterwards_is_not_kept(selection):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
+    x = torch.randn(4, 4)
+    xray = fxray.trace(model, x)
+    xray.draft.clear()
+    xray.mark("0", output=True, selection=selection)
+    net = xray.rewrite()
+    call, _ = compiled(net)
+    with fxray.record(net) as recorder:
+        call(x).sum().backward()
+    expected = selection.make_selection(model[0](x)).detach()
+    np.testing.assert_allclose(recorder.run["0"].output[0], expected, rtol=1e-5, atol=1e-6)
+
+
+class Remembers:
+    def __init__(self):
+        self.mean = None
+
+    def make_selection(self, tensor):
+        now = tensor.mean()
+        self.mean = now if self.mean is None else 0.5 * self.mean + 0.5 * now
+        return self.mean.clone()
+
+
+class Draws:
+    def make_selection(self, tensor):
+        return tensor.mean() * 0 + random.random()
+
+
+class Inverts:
+    """Fails on some numbers, in a graph with the training."""
+
+    def make_selection(self, tensor):
+        return torch.linalg.cholesky(tensor.flatten()[:4].reshape(2, 2))
+
+
+def test_a_selection_that_remembers_a_tensor_is_not_spoilt_by_the_trace():
+    run, model = with_selection(Remembers(), output=True)
+    means = [model.conv(images(seed=k)).mean().item() for k in range(3)]
+    expected = [means[0], (means[0] + means[1]) / 2, (means[0] + means[1]) / 4 + means[2] / 2]
+    np.testing.assert_allclose(series(run, "conv", "output"), expected, rtol=1e-4)
+
+
+def test_a_selection_that_draws_random_numbers_draws_anew_each_step():
+    run, _ = with_selection(Draws(), output=True)
+    assert len({float(value) for value in series(run, "conv", "output")}) == 3
+
+
+def test_a_selection_that_fails_on_some_numbers_never_ends_a_step():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxray.FxrayWarning)
+        run, _ = with_selection(Inverts(), output=True)
+    assert any("cholesky" in note for note in run.notes)
+
+
+def test_a_model_without_a_graph_runs_eagerly_under_a_compiler():
+    class Hooks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x):
+            h = self.a(x)
+            if h.requires_grad:
+                h.register_hook(lambda g: g * 2)
+            return h * 2
+
+    model = Hooks()
+    x = torch.randn(2, 4)
+    xray = fxray.trace(model, x)
+    assert xray.report.interposed
+    net = xray.rewrite()
+    call = torch.compile(net, backend="aot_eager")
+    torch.testing.assert_close(call(x), model(x))
+
+
+def test_no_compiler_is_imported_until_there_is_one():
+    code = "import sys, fxray, torch; from torch import nn; x = torch.randn(2, 4); "
+    code += "net = fxray.trace(nn.Linear(4, 4), x).rewrite(); r = fxray.record(net); "
+    code += "net(x).sum().backward(); r.close(); print('torch._dynamo' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
