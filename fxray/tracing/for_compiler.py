@@ -7,6 +7,7 @@ traced in eager mode branches there on data; traced again with the other answer,
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ from fxray.tracing.showing import program_of, show, verify
 from fxray.tracing.verify import Trial
 
 if TYPE_CHECKING:
-    import inspect
     from collections.abc import Callable, Iterator, Mapping
 
     from fxray.tracing.family import Family
@@ -115,18 +115,22 @@ def _passed(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        if name not in arguments:
-            continue
-        value = arguments[name]
-        if parameter.kind == parameter.VAR_POSITIONAL:
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    rest = [name for name, kind in kinds.items() if kind == inspect.Parameter.VAR_POSITIONAL]
+    # By keyword where it can be, and what is left at its default not at all: as most calls are.
+    in_order = any(arguments.get(name) for name in rest)
+    for name, value in arguments.items():
+        kind = kinds[name]
+        if kind == inspect.Parameter.VAR_POSITIONAL:
             args += value
-        elif parameter.kind == parameter.VAR_KEYWORD:
+        elif kind == inspect.Parameter.VAR_KEYWORD:
             kwargs |= value
-        elif parameter.kind == parameter.KEYWORD_ONLY:
-            kwargs[name] = value
-        else:
+        elif kind == inspect.Parameter.POSITIONAL_ONLY or (
+            in_order and kind == inspect.Parameter.POSITIONAL_OR_KEYWORD
+        ):
             args.append(value)
+        elif value is not signature.parameters[name].default:
+            kwargs[name] = value
     return tuple(args), kwargs
 
 

@@ -204,6 +204,8 @@ class TracedModule(fx.GraphModule):
         if len(others) >= FOR_COMPILER:
             return None
         made = traced_for_compiler(self.family, runner, f"{program.mode}.c{next(self._compiled)}")
+        if made is None and runner.watch.changed() is None and not looks_at_data(program.graph):
+            made = runner  # as it was traced, then
         if made is None or made.watch.changed() is not None:
             return None
         others.append(made)
