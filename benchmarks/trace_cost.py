@@ -29,8 +29,9 @@ from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
 import fxray
-from benchmarks.step_time import MODELS as TRAINED
-from benchmarks.step_time import Encoder, Interval, interval, measure, ratios, table
+from benchmarks.models import MODELS as TRAINED
+from benchmarks.models import Encoder
+from benchmarks.step_time import Interval, interval, measure, ratios, table
 from corpus import calls
 from corpus.architectures import CASES
 from corpus.case import Case, Sizes
