@@ -147,6 +147,19 @@ def test_show_prints_fields_and_single_numbers_of_a_step(run_fxray: Shell, place
     assert {"counts", "edges"} <= {line.partition(":")[0] for line in head}
 
 
+def test_show_prints_one_of_several_forwards_of_a_step(run_fxray: Shell, tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    xray = fxray.trace(model, torch.ones(2, 3))
+    xray.mark("", output=True, selection=fxray.Mean())
+    net = xray.rewrite()
+    with fxray.record(net, tmp_path / "runs") as recorder, recorder.step():
+        for scale in (1.0, 2.0):
+            net(scale * torch.ones(2, 3))
+    words = ("show", tmp_path / "runs", "linear-0", "--kind", "output", "--step", "0", "--call", "1")
+    mean = model(2 * torch.ones(2, 3)).mean().item()
+    assert f"{mean:.4f}"[:6] in "\n".join(lines_of(run_fxray(*words)))
+
+
 def test_show_prints_everything_of_a_step(run_fxray: Shell, place: Path) -> None:
     lines = lines_of(run_fxray("show", place, "--step", "10"))
     assert lines[0].split() == ["op", "kind", "field", "at", "step", "10"]

@@ -30,6 +30,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_run(parser)
     add_series(parser, step="print the numbers kept at this step", kind="all there are")
+    parser.add_argument(
+        "--call", metavar="N", type=int, help="of that step, the forward number N, from 0"
+    )
     parser.add_argument("--all", action="store_true", help="print every row of a long table")
 
 
@@ -42,7 +45,7 @@ def _run(given: argparse.Namespace) -> None:
     if given.field is not None:
         found = [series.field(given.field) for series in found]
     if given.step is not None:
-        _show_step(found, given.step, given.phase)
+        _show_step(found, given.step, given.phase, given.call)
         return
     for place, series in enumerate(_in_phase(found, given.phase)):
         if place:
@@ -57,7 +60,7 @@ def _show_run(run: Run, given: argparse.Namespace) -> None:
     if given.step is None:
         print(run if given.phase is None else _of_phase(run, given.phase))
         return
-    kept = run.at(given.step, phase=given.phase)
+    kept = run.at(given.step, phase=given.phase, call=given.call)
     rows = []
     for op, kinds in kept.items():
         for kind, value in kinds.items():
@@ -132,15 +135,17 @@ def _shown(count: int, *, everything: bool) -> tuple[list[int], int]:
     return [*range(_HEAD), *range(count - _TAIL, count)], count - _HEAD - _TAIL
 
 
-def _show_step(found: list[Series], step: int, phase: str | None) -> None:
+def _show_step(found: list[Series], step: int, phase: str | None, call: int | None) -> None:
     """Print the records of `step`; an error names the nearest where nothing was kept."""
     having = [series for series in found if step in _steps(series, phase)]
     for place, series in enumerate(having or found[:1]):
-        value = series.sel(step=step, phase=phase)
+        value = series.sel(step=step, phase=phase, call=call)
         row = next(
             series.row(at)
             for at in range(len(series))
-            if series.steps[at] == step and (phase is None or series.phases[at] == phase)
+            if series.steps[at] == step
+            and (phase is None or series.phases[at] == phase)
+            and (call is None or series.calls[at] == call)
         )
         if place:
             print()
