@@ -150,12 +150,22 @@ def test_show_prints_fields_and_single_numbers_of_a_step(run_fxray: Shell, place
 def test_show_prints_one_of_several_forwards_of_a_step(run_fxray: Shell, tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
     xray = fxray.trace(model, torch.ones(2, 3))
-    xray.mark("", output=True, selection=fxray.Mean())
+    xray.mark("linear-0", output=True, selection=fxray.Mean())
     net = xray.rewrite()
     with fxray.record(net, tmp_path / "runs") as recorder, recorder.step():
         for scale in (1.0, 2.0):
             net(scale * torch.ones(2, 3))
-    words = ("show", tmp_path / "runs", "linear-0", "--kind", "output", "--step", "0", "--call", "1")
+    words = (
+        "show",
+        tmp_path / "runs",
+        "linear-0",
+        "--kind",
+        "output",
+        "--step",
+        "0",
+        "--call",
+        "1",
+    )
     mean = model(2 * torch.ones(2, 3)).mean().item()
     assert f"{mean:.4f}"[:6] in "\n".join(lines_of(run_fxray(*words)))
 

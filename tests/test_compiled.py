@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fxray
 from fxray import Mean, Norm, Stats, TopK, Whole
+from fxray.capture.numbered import NumberedIntake
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch.*"
@@ -632,6 +633,22 @@ def test_a_selection_keeps_under_a_compiler_what_it_keeps_in_eager_mode(selectio
     for name, value in fields.items():
         got = kept[name] if name else kept
         np.testing.assert_allclose(got, value, rtol=1e-3, atol=1e-5)
+
+
+SHIPPED = [
+    *(Mean(), Norm(), Stats(), TopK(3), Whole(), fxray.Sample(5), fxray.Histogram(4)),
+    *(fxray.Slice((0,)), fxray.NaturalSelection()),
+]
+
+
+@pytest.mark.parametrize("selection", [*SHIPPED, Doubled()], ids=repr)
+def test_a_selection_that_can_be_traced_is_and_is_not_run_beside_the_graph(selection, monkeypatch):
+    beside = []
+    monkeypatch.setattr(NumberedIntake, "take_whole", lambda *_args, **words: beside.append(words))
+    run, _ = with_selection(selection)
+    assert beside == []
+    assert [*run["conv"].output.steps] == [0, 1, 2]
+    assert [*run["conv"].grad.steps] == [0, 1, 2]
 
 
 # ---------------------------------------------------------------------- nothing is kept alive
