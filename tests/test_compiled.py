@@ -7,6 +7,7 @@ import gc
 import random
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
 from typing import Any
@@ -24,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 import fxray
 from fxray import Mean, Norm, Stats, TopK, Whole
 from fxray.capture.numbered import NumberedIntake
+from fxray.tracing.alone import uncompiled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch.*"
@@ -848,3 +850,22 @@ def test_no_compiler_is_imported_until_there_is_one():
     code += "net(x).sum().backward(); r.close(); print('torch._dynamo' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_threads_that_want_nothing_compiled_leave_the_compiler_as_it_was():
+    entered, left = threading.Event(), threading.Event()
+
+    def first():
+        with uncompiled():
+            entered.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=first)
+    with uncompiled():
+        thread.start()
+        entered.wait(10)
+    left.set()
+    thread.join()
+    counter = CompileCounterWithBackend("eager")
+    torch.compile(lambda x: x + 1, backend=counter)(torch.ones(2))
+    assert counter.frame_count == 1

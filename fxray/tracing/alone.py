@@ -101,14 +101,44 @@ def training_flags(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = flag
 
 
+class _Uncompiled:
+    """Who wants nothing compiled now: torch holds one stance for all threads together.
+
+    Were each to put back what it found, the last of two that overlap would leave it so.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._undo = contextlib.ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._undo.enter_context(torch.compiler.set_stance("force_eager"))
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._undo.close()
+
+
+_UNCOMPILED = _Uncompiled()
+
+
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """Run parts that are compiled as they were written: a compiler cannot look through a mode."""
     if "torch._dynamo" not in sys.modules:  # then nothing is
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    _UNCOMPILED.enter()
+    try:
         yield
+    finally:
+        _UNCOMPILED.leave()
 
 
 _ALONE = threading.local()
