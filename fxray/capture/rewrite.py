@@ -89,6 +89,7 @@ class RewrittenModule(TracedModule):
         handle = self.__dict__["_handle"] = new_handle()
         self.__dict__["tickets"] = Tickets(handle)
         self.__dict__["_stamps"] = {}
+        self.__dict__["_stamped"] = (None, {})
         self.__dict__["_captures"] = captures
         self.__dict__["_draft"] = draft
         self.__dict__["_draft_version"] = draft.version if draft is not None else 0
@@ -207,10 +208,18 @@ class RewrittenModule(TracedModule):
 
     def _stamp(self, due: str) -> int:
         """Return what stands for the captures in a set: marks that come back get it again."""
-        key = tuple((c.op, c.kind, id(c.selection)) for c in self._due_captures(due))
-        stamps: dict[Any, tuple[int, Any]] = self.__dict__["_stamps"]
-        # Its selections are held, so that no other gets their place in memory.
-        return stamps.setdefault(key, (len(stamps), self.captures))[0]
+        captures = self.captures
+        held, found = self.__dict__["_stamped"]
+        if held is not captures:
+            found = {}
+            self.__dict__["_stamped"] = captures, found
+        if due not in found:  # a compiler asks before each call
+            key = tuple((c.op, c.kind, id(c.selection)) for c in self._due_captures(due))
+            stamps: dict[Any, tuple[int, Any]] = self.__dict__["_stamps"]
+            # Its selections are held, so that no other gets their place in memory.
+            found[due] = stamps.setdefault(key, (len(stamps), captures))[0]
+        stamp: int = found[due]
+        return stamp
 
     def _due_captures(self, due: str) -> list[Capture]:
         receiver = receiver_of(self.handle)

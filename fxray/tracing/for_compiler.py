@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxray.errors import TraceError
 from fxray.tracing.alone import How
 from fxray.tracing.attributes import autocast_now
-from fxray.tracing.call import CallSpec
+from fxray.tracing.call import CallSpec, Passed
 from fxray.tracing.choice import looks_at_data
 from fxray.tracing.example import Example
 from fxray.tracing.family import ONE_TRACE
@@ -53,7 +52,8 @@ def traced_for_compiler(family: Family, runner: Runner, name: str) -> Runner | N
     modes, grad = autocast_now(), torch.is_grad_enabled()
 
     def trace() -> None:
-        with contextlib.suppress(TraceError), ONE_TRACE, contextlib.ExitStack() as entered:
+        # Whatever it raises: the call runs eagerly then, and the model says it in its own words.
+        with contextlib.suppress(Exception), ONE_TRACE, contextlib.ExitStack() as entered:
             for device, dtype in modes:
                 if dtype is not None:
                     entered.enter_context(torch.autocast(device, dtype))
@@ -113,25 +113,20 @@ def _tensor(leaf: Leaf, device: torch.device, generator: torch.Generator) -> tor
 def _passed(
     signature: inspect.Signature, arguments: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    kinds = {name: signature.parameters[name].kind for name in arguments}
     rest = [name for name, kind in kinds.items() if kind == inspect.Parameter.VAR_POSITIONAL]
     # By keyword where it can be, and what is left at its default not at all: as most calls are.
-    in_order = any(arguments.get(name) for name in rest)
+    ordered: set[Any] = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL}
+    if any(arguments[name] for name in rest):
+        ordered.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    keywords: list[str] = []
     for name, value in arguments.items():
-        kind = kinds[name]
-        if kind == inspect.Parameter.VAR_POSITIONAL:
-            args += value
-        elif kind == inspect.Parameter.VAR_KEYWORD:
-            kwargs |= value
-        elif kind == inspect.Parameter.POSITIONAL_ONLY or (
-            in_order and kind == inspect.Parameter.POSITIONAL_OR_KEYWORD
-        ):
-            args.append(value)
-        elif value is not signature.parameters[name].default:
-            kwargs[name] = value
-    return tuple(args), kwargs
+        if kinds[name] == inspect.Parameter.VAR_KEYWORD:
+            keywords += value
+        elif kinds[name] not in ordered and value is not signature.parameters[name].default:
+            keywords.append(name)
+    positional = tuple(name for name, kind in kinds.items() if kind in ordered)
+    return Passed(signature, positional, tuple(keywords)).call(arguments)
 
 
 # ---------------------------------------------------------------------- the answer

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["TracedModule"]
 
 FOR_COMPILER = 8
-"""How many graphs are made of one for a compiler, as the model changes."""
+"""How often one graph is traced again for a compiler, as the model changes."""
 
 _SHARED = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
@@ -58,6 +58,7 @@ class TracedModule(fx.GraphModule):
         self.__dict__["constants_of"] = {}
         self.__dict__["refused"] = {}
         self.__dict__["_for_compiler"] = weakref.WeakKeyDictionary()
+        self.__dict__["_tries"] = weakref.WeakKeyDictionary()
         self.__dict__["_compiled"] = itertools.count()
         self.__dict__["_offers"] = weakref.WeakKeyDictionary()
         self.__dict__["_bind"] = bind_function(family.signature)
@@ -201,7 +202,9 @@ class TracedModule(fx.GraphModule):
         for other in others:
             if other.watch.changed() is None:
                 return other
-        if len(others) >= FOR_COMPILER:
+        # Those that came to nothing count: a compiler asks again each time it begins anew.
+        self._tries[program] = self._tries.get(program, 0) + 1
+        if self._tries[program] > FOR_COMPILER:
             return None
         made = traced_for_compiler(self.family, runner, f"{program.mode}.c{next(self._compiled)}")
         if made is None and runner.watch.changed() is None and not looks_at_data(program.graph):
